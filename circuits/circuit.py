@@ -1,0 +1,239 @@
+"""Angle, Gate and Circuit: a parametrized quantum circuit as immutable, validated data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, get_args
+
+from circuits.drawing import draw
+from circuits.gates import AMPLITUDE, GATES, GateSpec
+from circuits.naming import unknown
+
+Source = Literal["input", "weight", "const"]
+
+
+@dataclass(frozen=True)
+class Angle:
+    """A gate's angle, `scale * source[index] + offset`, in radians.
+
+    Args:
+        source: "input" (a feature of the patch), "weight" (a trainable number) or "const" (the offset alone).
+        index: Which feature or weight; 0 for "const".
+        scale: Factor on it; the angle encoding uses pi.
+        offset: Added to it.
+
+    Raises:
+        ValueError: For an unknown source, a negative index, or a number that is not finite.
+    """
+
+    source: Source
+    index: int
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise unknown("angle source", self.source, get_args(Source))
+        if self.index < 0 or (self.source == "const" and self.index != 0):
+            raise ValueError(
+                f"angle of source {self.source!r} has index {self.index}: it must be 0 or, if not const, more"
+            )
+        if not (abs(self.scale) < float("inf") and abs(self.offset) < float("inf")):
+            raise ValueError(f"angle has scale {self.scale} and offset {self.offset}: both must be finite")
+
+    def __neg__(self) -> Angle:
+        return replace(self, scale=-self.scale, offset=-self.offset)
+
+    def text(self) -> str:
+        """The angle as written in a circuit's canonical text: exact decimals."""
+        if self.source == "const":
+            return repr(float(self.offset))
+        letter = "x" if self.source == "input" else "w"
+        scale = "" if self.scale == 1 else f"{float(self.scale)!r}*"
+        offset = "" if self.offset == 0 else f"{float(self.offset):+}"
+        return f"{scale}{letter}[{self.index}]{offset}"
+
+
+def const(value: float) -> Angle:
+    """A fixed angle of `value` radians."""
+    return Angle("const", 0, 1.0, float(value))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate on wires, with its angles.
+
+    Args:
+        name: A name of the gate table (`circuits.gates.GATES`).
+        wires: The wires it acts on; a controlled gate names its control first.
+        angles: As many angles as the gate takes; for "Amplitude", the features that become amplitudes.
+
+    Raises:
+        ValueError: For an unknown gate, or a wrong number of wires or angles.
+    """
+
+    name: str
+    wires: tuple[int, ...]
+    angles: tuple[Angle, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in GATES:
+            raise unknown("gate", self.name, GATES)
+        if len(set(self.wires)) != len(self.wires):
+            raise ValueError(f"gate {self.name} acts on wires {self.wires}: they must differ")
+        spec = self.spec
+        if spec.n_wires is not None and len(self.wires) != spec.n_wires:
+            raise ValueError(f"gate {self.name} acts on {spec.n_wires} wires but was given {self.wires}")
+        if spec.n_angles is not None and len(self.angles) != spec.n_angles:
+            raise ValueError(f"gate {self.name} takes {spec.n_angles} angles but was given {len(self.angles)}")
+        if self.name == AMPLITUDE and not 1 <= len(self.angles) <= 2 ** len(self.wires):
+            raise ValueError(
+                f"Amplitude on {len(self.wires)} wires holds 1 to {2 ** len(self.wires)} features but was given "
+                f"{len(self.angles)}: use more wires"
+            )
+
+    @property
+    def spec(self) -> GateSpec:
+        """The gate's row in the gate table."""
+        return GATES[self.name]
+
+    def depends_on(self, source: Source) -> bool:
+        """Whether an angle comes from `source`."""
+        return any(angle.source == source for angle in self.angles)
+
+    def inverse(self) -> Gate:
+        """The gate that undoes this one.
+
+        Raises:
+            ValueError: For a state preparation, which has no inverse.
+        """
+        if self.spec.inverse is None:
+            raise ValueError(f"gate {self.name} prepares a state from |0...0> and has no inverse")
+        name, order = self.spec.inverse
+        return Gate(name, self.wires, tuple(-self.angles[k] for k in order))
+
+    def text(self) -> str:
+        """The gate as one line of a circuit's canonical text."""
+        wires = ",".join(map(str, self.wires))
+        return " ".join([self.name, wires, *(angle.text() for angle in self.angles)])
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A parametrized quantum circuit with its readout: what a quantum convolution kernel is.
+
+    Immutable and hashable. It starts in |0...0>; wire 0 is the most significant bit.
+
+    Args:
+        n_wires: Number of qubits, at least 1.
+        gates: The gates in the order of application.
+        observables: Pauli strings, wire 0 first ("ZIII"), each an output in [-1, 1]. May be empty for a block that
+            is to be concatenated with others.
+
+    Raises:
+        ValueError: For a gate outside the wires, a state preparation that is not the first gate on all wires, or
+            an observable that is no Pauli string of n_wires letters.
+    """
+
+    n_wires: int
+    gates: tuple[Gate, ...] = ()
+    observables: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Lists are welcome; what is stored is hashable.
+        object.__setattr__(self, "gates", tuple(self.gates))
+        object.__setattr__(self, "observables", tuple(self.observables))
+        if self.n_wires < 1:
+            raise ValueError(f"circuit has {self.n_wires} wires: it needs at least 1")
+        for position, gate in enumerate(self.gates):
+            if any(not 0 <= wire < self.n_wires for wire in gate.wires):
+                raise ValueError(
+                    f"gate {position} ({gate.name}) acts on wires {gate.wires} but the circuit has wires "
+                    f"0 to {self.n_wires - 1}"
+                )
+            if gate.name == AMPLITUDE and (position != 0 or gate.wires != tuple(range(self.n_wires))):
+                raise ValueError(
+                    f"gate {position} (Amplitude) acts on wires {gate.wires} of {self.n_wires}: a state preparation "
+                    "must be the first gate and act on all wires in order"
+                )
+        for observable in self.observables:
+            if len(observable) != self.n_wires or set(observable) - set("IXYZ") or set(observable) == {"I"}:
+                raise ValueError(
+                    f"observable {observable!r} does not fit {self.n_wires} wires: it must be {self.n_wires} letters "
+                    "of I, X, Y, Z, not all I"
+                )
+
+    def _size(self, source: Source) -> int:
+        used = (a.index + 1 for gate in self.gates for a in gate.angles if a.source == source)
+        return max(used, default=0)
+
+    @cached_property
+    def n_inputs(self) -> int:
+        """Number of features it takes from a patch."""
+        return self._size("input")
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Number of trainable weights."""
+        return self._size("weight")
+
+    def counts(self) -> Counter[str]:
+        """Gates by name."""
+        return Counter(gate.name for gate in self.gates)
+
+    def depth(self) -> int:
+        """Longest chain of gates that must run one after another."""
+        level = [0] * self.n_wires
+        for gate in self.gates:
+            reached = 1 + max(level[wire] for wire in gate.wires)
+            for wire in gate.wires:
+                level[wire] = reached
+        return max(level)
+
+    def text(self) -> str:
+        """Canonical text: equal circuits have equal texts, different ones differ."""
+        lines = [f"wires {self.n_wires}", *(gate.text() for gate in self.gates)]
+        return "\n".join([*lines, " ".join(["observe", *self.observables])]) + "\n"
+
+    def draw(self) -> str:
+        """The circuit as a drawing in text, one line a wire; x are features and w weights."""
+        columns = [
+            (g.name, g.wires, tuple((a.source, a.index, a.scale, a.offset) for a in g.angles)) for g in self.gates
+        ]
+        return draw(self.n_wires, columns, self.observables)
+
+    def __add__(self, other: Circuit) -> Circuit:
+        """Both circuits one after the other, literally: index i names the same feature or weight in both.
+
+        The readout is that of the second circuit, or of the first where the second has none. To give the second
+        one weights of its own, see `shift_weights`.
+        """
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        if self.n_wires != other.n_wires:
+            raise ValueError(
+                f"cannot concatenate circuits of {self.n_wires} and {other.n_wires} wires: make them equal"
+            )
+        return Circuit(self.n_wires, self.gates + other.gates, other.observables or self.observables)
+
+    def shift_weights(self, by: int) -> Circuit:
+        """The same circuit reading its weights from index `by` on: `a + b.shift_weights(a.n_weights)` shares none."""
+        gates = (
+            replace(g, angles=tuple(replace(a, index=a.index + by) if a.source == "weight" else a for a in g.angles))
+            for g in self.gates
+        )
+        return replace(self, gates=tuple(gates))
+
+    def with_observables(self, observables: tuple[str, ...]) -> Circuit:
+        """The same gates with another readout."""
+        return replace(self, observables=observables)
+
+    def inverse(self) -> Circuit:
+        """The circuit that undoes this one, with the same weights and the same observables.
+
+        Raises:
+            ValueError: If it contains a state preparation.
+        """
+        return replace(self, gates=tuple(gate.inverse() for gate in reversed(self.gates)))

@@ -1,0 +1,166 @@
+"""What a circuit computes, written independently of the library: dense matrices on all wires, textbook definitions.
+
+Gates are exponentials of Hermitian generators built from projectors and Pauli matrices by scipy.linalg.expm;
+derivatives insert the generator at its place in the product. Nothing here reads the library's gate table.
+"""
+
+from functools import reduce
+
+import numpy as np
+from scipy.linalg import expm
+
+from circuits import Angle, Channel, Circuit, Gate, NoiseModel
+
+I2 = np.eye(2)
+X = np.array([[0, 1], [1, 0]])
+Y = np.array([[0, -1j], [1j, 0]])
+Z = np.diag([1, -1])
+ONE = np.diag([0, 1])
+PAULIS = {"I": I2, "X": X, "Y": Y, "Z": Z}
+
+FIXED = {
+    "X": X,
+    "Y": Y,
+    "Z": Z,
+    "H": (X + Z) / np.sqrt(2),
+    "S": np.diag([1, 1j]),
+    "Sdg": np.diag([1, -1j]),
+    "T": np.diag([1, (1 + 1j) / np.sqrt(2)]),
+    "Tdg": np.diag([1, (1 - 1j) / np.sqrt(2)]),
+    # The square root of X with eigenvalues 1 and i.
+    "SX": 0.5 * ((1 + 1j) * I2 + (1 - 1j) * X),
+    "SXdg": 0.5 * ((1 - 1j) * I2 + (1 + 1j) * X),
+}
+
+
+def on_wires(operators: dict[int, np.ndarray], n: int) -> np.ndarray:
+    """Kronecker product with one operator on each named wire; wire 0 is the most significant."""
+    return reduce(np.kron, [operators.get(wire, I2) for wire in range(n)])
+
+
+def generator_steps(name: str, wires: tuple[int, ...], n: int) -> list[tuple[int, np.ndarray]]:
+    """A gate with angles as steps expm(-i angle G): pairs (which angle, G), first applied first."""
+    a = wires[0]
+    b = wires[-1]
+    half = {letter: PAULIS[letter] / 2 for letter in "XYZ"}
+    if name in ("RX", "RY", "RZ"):
+        return [(0, on_wires({a: half[name[1]]}, n))]
+    if name == "P":
+        return [(0, on_wires({a: -ONE}, n))]
+    if name == "U3":
+        return [
+            (2, on_wires({a: -ONE}, n)),
+            (0, on_wires({a: half["Y"]}, n)),
+            (1, on_wires({a: -ONE}, n)),
+        ]
+    if name == "Rot":
+        return [(k, on_wires({a: half[letter]}, n)) for k, letter in enumerate("ZYZ")]
+    if name in ("CRX", "CRY", "CRZ"):
+        return [(0, on_wires({a: ONE, b: half[name[2]]}, n))]
+    if name == "CP":
+        return [(0, on_wires({a: -ONE, b: ONE}, n))]
+    if name in ("RXX", "RYY", "RZZ"):
+        return [(0, on_wires({a: PAULIS[name[1]], b: half[name[1]]}, n))]
+    raise KeyError(name)
+
+
+def fixed_matrix(name: str, wires: tuple[int, ...], n: int) -> np.ndarray:
+    if name in FIXED:
+        return on_wires({wires[0]: FIXED[name]}, n)
+    a, b = wires
+    if name in ("CNOT", "CY", "CZ"):
+        target = {"CNOT": X, "CY": Y, "CZ": Z}[name]
+        return on_wires({a: I2 - ONE}, n) + on_wires({a: ONE, b: target}, n)
+    if name == "SWAP":
+        return sum(on_wires({a: P, b: P}, n) for P in PAULIS.values()) / 2
+    raise KeyError(name)
+
+
+def angle_value(angle: Angle, x: np.ndarray, w: np.ndarray) -> float:
+    if angle.source == "const":
+        return angle.offset
+    return angle.scale * (x if angle.source == "input" else w)[angle.index] + angle.offset
+
+
+def gate_matrix(gate: Gate, values: list[float], n: int) -> np.ndarray:
+    if not gate.angles:
+        return fixed_matrix(gate.name, gate.wires, n)
+    result = np.eye(2**n, dtype=complex)
+    for k, generator in generator_steps(gate.name, gate.wires, n):
+        result = expm(-1j * values[k] * generator) @ result
+    return result
+
+
+def pauli_string(text: str) -> np.ndarray:
+    return reduce(np.kron, [PAULIS[letter] for letter in text])
+
+
+def run(circuit: Circuit, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expectation values (n_obs,) with derivatives (n_obs, n_inputs) and (n_obs, n_weights)."""
+    n = circuit.n_wires
+    state = np.zeros(2**n, dtype=complex)
+    state[0] = 1
+    # One tangent vector for each feature and weight, carried along with the state.
+    tangents = {("input", k): 0 * state for k in range(circuit.n_inputs)}
+    tangents |= {("weight", k): 0 * state for k in range(circuit.n_weights)}
+    for gate in circuit.gates:
+        if gate.name == "Amplitude":
+            features = np.array([angle_value(angle, x, w) for angle in gate.angles])
+            norm = np.linalg.norm(features)
+            if norm == 0:
+                continue
+            state = np.zeros(2**n, dtype=complex)
+            state[: len(features)] = features / norm
+            for k, angle in enumerate(gate.angles):
+                direction = np.zeros(2**n)
+                direction[k] = 1
+                tangents[angle.source, angle.index] += angle.scale * (direction - state * features[k] / norm) / norm
+            continue
+        if not gate.angles:
+            matrix = fixed_matrix(gate.name, gate.wires, n)
+            state = matrix @ state
+            tangents = {key: matrix @ t for key, t in tangents.items()}
+            continue
+        for k, generator in generator_steps(gate.name, gate.wires, n):
+            angle = gate.angles[k]
+            matrix = expm(-1j * angle_value(angle, x, w) * generator)
+            state = matrix @ state
+            tangents = {key: matrix @ t for key, t in tangents.items()}
+            if angle.source != "const":
+                key = (angle.source, angle.index)
+                tangents[key] = tangents[key] - 1j * angle.scale * generator @ state
+    operators = [pauli_string(text) for text in circuit.observables]
+    values = np.array([np.vdot(state, o @ state).real for o in operators])
+
+    def slopes(source: str, size: int) -> np.ndarray:
+        rows = [[2 * np.vdot(state, o @ tangents[source, k]).real for k in range(size)] for o in operators]
+        return np.array(rows).reshape(len(operators), size)
+
+    return values, slopes("input", circuit.n_inputs), slopes("weight", circuit.n_weights)
+
+
+def kraus_of(channel: Channel) -> list[np.ndarray]:
+    p = channel.probability
+    if channel.name == "amplitude_damping":
+        return [np.array([[1, 0], [0, np.sqrt(1 - p)]]), np.array([[0, np.sqrt(p)], [0, 0]])]
+    if channel.name == "phase_damping":
+        return [np.array([[1, 0], [0, np.sqrt(1 - p)]]), np.array([[0, 0], [0, np.sqrt(p)]])]
+    letters = {"depolarizing": "XYZ", "bit_flip": "X", "phase_flip": "Z"}[channel.name]
+    return [np.sqrt(1 - p) * I2] + [np.sqrt(p / len(letters)) * PAULIS[letter] for letter in letters]
+
+
+def run_noisy(circuit: Circuit, x: np.ndarray, w: np.ndarray, noise: NoiseModel) -> np.ndarray:
+    """Expectation values (n_obs,) of the density matrix with channels after gates."""
+    n = circuit.n_wires
+    rho = np.zeros((2**n, 2**n), dtype=complex)
+    rho[0, 0] = 1
+    for gate in circuit.gates:
+        values = [angle_value(angle, x, w) for angle in gate.angles]
+        matrix = gate_matrix(gate, values, n)
+        rho = matrix @ rho @ matrix.conj().T
+        for name, channel in noise.after:
+            if name in ("*", gate.name):
+                for wire in gate.wires:
+                    kraus = [on_wires({wire: k}, n) for k in kraus_of(channel)]
+                    rho = sum(k @ rho @ k.conj().T for k in kraus)
+    return np.array([np.trace(pauli_string(text) @ rho).real for text in circuit.observables])
