@@ -1,0 +1,19 @@
+"""Conventional convolution made cheap. No qubits."""
+
+from classical.integer import IntegerConv2d, IntegerLinear, integer_twin
+from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.quantizers import Quantizer, quantizer, quantizer_names
+
+# Checked by qconv/__init__.py: it must find this package and no other of the name.
+QCONV_SENTINEL = "qconv"
+
+__all__ = [
+    "IntegerConv2d",
+    "IntegerLinear",
+    "QuantizedConv2d",
+    "QuantizedLinear",
+    "Quantizer",
+    "integer_twin",
+    "quantizer",
+    "quantizer_names",
+]
