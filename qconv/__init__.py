@@ -1,0 +1,28 @@
+"""Quantum-inspired convolution: circuits as kernels, cheap classical kernels beside them, one ledger of energy."""
+
+import circuits as _circuits
+import classical as _classical
+
+for _module in (_circuits, _classical):
+    if getattr(_module, "QCONV_SENTINEL", None) != "qconv":
+        raise ImportError(
+            f"qconv needs its own package {_module.__name__!r} but Python found another at {_module.__file__}: "
+            "remove that one, or move it behind qconv on sys.path"
+        )
+
+from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
+from qconv.layers import FourierConv2d, QuantumConv2d  # noqa: E402
+from qconv.simulation import simulate  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "Compiled",
+    "FourierConv2d",
+    "QuantumConv2d",
+    "Unsupported",
+    "backend_names",
+    "load_backend",
+    "simulate",
+]

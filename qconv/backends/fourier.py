@@ -1,0 +1,428 @@
+"""Exact emulation without states: a product-encoded kernel as a trigonometric polynomial with 3^n coefficients.
+
+In the Heisenberg picture U^+ O U is expanded in Pauli strings, <O> = sum_P c_P(theta) prod_j b_{P_j}(x_j), where b is
+the Bloch vector (1, X, Y, Z) of one wire after its encoding. The coefficients c depend on the weights alone and are
+built once a call, in real arithmetic: every gate, and every noise channel, is a real matrix on the Pauli digits of one
+or two wires (its Pauli transfer matrix). What is left for each patch is a real contraction (see contraction.py).
+
+Source: Schuld, Sweke & Meyer, Phys. Rev. A 103, 032430 (2021) for the Fourier picture; Wood, Biamonte & Cory
+(arXiv:1111.6950) for transfer matrices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.circuit import Angle, Circuit, Gate
+from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
+from circuits.noise import Channel, NoiseModel
+from qconv.backends.contraction import contract, polynomial_counts, scaled
+from qconv.backends.protocol import Unsupported, check_call, check_shots, device_counts, measurement_settings
+
+Real = NDArray[np.float64]
+MAX_WIRES = 10  # 4^10 coefficients an observable: 4 MB in float32
+
+
+def constant(array: Real, like: Tensor) -> Tensor:
+    """A constant as a tensor of another one's dtype, on its device."""
+    return torch.from_numpy(array).to(like)
+
+
+@cache
+def _paulis(wires: int) -> list[Matrix]:
+    return [pauli_matrix("".join(letters)) for letters in product("IXYZ", repeat=wires)]
+
+
+def transfer_matrix(kraus: tuple[Matrix, ...]) -> Real:
+    """Pauli transfer matrix R[i, j] = tr(P_i sum_k K_k P_j K_k^+) / d of a channel; one operator for a unitary."""
+    wires = int(np.log2(len(kraus[0])))
+    paulis = _paulis(wires)
+    images = [sum(k @ p @ k.conj().T for k in kraus) for p in paulis]
+    traces: Real = np.array([[np.trace(p @ image).real for image in images] for p in paulis])
+    result: Real = traces / 2**wires
+    return result
+
+
+@cache
+def rotation_parts(pauli: str) -> tuple[Real, Real, Real]:
+    """(A, B, C) with transfer matrix A + B cos a + C sin a of exp(-i a pauli / 2)."""
+    p = pauli_matrix(pauli)
+    at = {a: transfer_matrix((np.cos(a / 2) * np.eye(len(p)) - 1j * np.sin(a / 2) * p,)) for a in (0, np.pi, np.pi / 2)}
+    even, odd = (at[0] + at[np.pi]) / 2, (at[0] - at[np.pi]) / 2
+    return even, odd, at[np.pi / 2] - even
+
+
+@dataclass(frozen=True)
+class _Op:
+    """A transfer matrix on one or two wires: constant, or A + B cos a + C sin a of an angle."""
+
+    wires: tuple[int, ...]
+    parts: tuple[Real, Real, Real]
+    angle: Angle | None = None
+
+
+@dataclass
+class _Group:
+    """Consecutive operations on the same one or two wires, multiplied together before they meet the coefficients."""
+
+    wires: tuple[int, ...]
+    ops: list[_Op] = field(default_factory=list)
+
+
+def gate_ops(gate: Gate) -> list[_Op]:
+    """A gate as transfer matrices in the order of application."""
+    if not gate.angles:
+        constant = transfer_matrix((gate.spec.matrix(),))
+        return [_Op(gate.wires, (constant, 0 * constant, 0 * constant))]
+    ops = []
+    for rotation in gate.spec.rotations:
+        angle, factor = gate.angles[rotation.angle], rotation.factor
+        turned = Angle(angle.source, angle.index, angle.scale * factor, angle.offset * factor)
+        ops.append(_Op(gate.wires, rotation_parts(rotation.pauli), turned))
+    return ops
+
+
+def channel_op(wire: int, channel: Channel) -> _Op:
+    """A noise channel as a constant transfer matrix."""
+    constant = transfer_matrix(channel.kraus())
+    return _Op((wire,), (constant, 0 * constant, 0 * constant))
+
+
+def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[list[_Op]], list[_Op]]:
+    """Separate each wire's encoding from the trainable block.
+
+    Returns:
+        (encoders, block): for every wire the operations up to its last feature, and all other operations in order.
+
+    Raises:
+        Unsupported: Unless every feature enters by one-wire gates before anything trainable or entangling.
+    """
+    last = [-1] * circuit.n_wires
+    for position, gate in enumerate(circuit.gates):
+        if gate.name == AMPLITUDE:
+            raise Unsupported(
+                "backend 'fourier' needs a product encoding but this kernel encodes amplitudes: use 'statevector'"
+            )
+        if gate.depends_on("input"):
+            for wire in gate.wires:
+                last[wire] = position
+    encoders: list[list[_Op]] = [[] for _ in range(circuit.n_wires)]
+    block: list[_Op] = []
+    for position, gate in enumerate(circuit.gates):
+        encodes = any(position <= last[wire] for wire in gate.wires)
+        if encodes and (len(gate.wires) > 1 or gate.depends_on("weight")):
+            raise Unsupported(
+                f"backend 'fourier' needs a product encoding but gate {position} ({gate.text()}) stands before the "
+                "last feature of its wire and is entangling or trainable (re-uploading): use 'statevector'"
+            )
+        ops = gate_ops(gate)
+        if noise is not None:
+            ops += [channel_op(wire, channel) for channel in noise.channels_after(gate.name) for wire in gate.wires]
+        if encodes:
+            encoders[gate.wires[0]] += ops
+        else:
+            block += ops
+    return encoders, block
+
+
+def fuse(ops: list[_Op]) -> list[_Group]:
+    """Gather operations into few groups on at most two wires, keeping the order on every wire."""
+    groups: list[_Group] = []
+    last: dict[int, _Group] = {}
+    for op in ops:
+        current = {id(last[wire]): last[wire] for wire in op.wires if wire in last}
+        fitting = [group for group in current.values() if set(op.wires) <= set(group.wires)]
+        if fitting and len(current) == 1:
+            fitting[0].ops.append(op)
+            continue
+        group = _Group(op.wires)
+        for wire in op.wires:
+            # A one-wire group is still alone on its wire, so it can move up into this one.
+            if wire in last and len(last[wire].wires) == 1:
+                group.ops += last[wire].ops
+                groups = [other for other in groups if other is not last[wire]]
+        group.ops.append(op)
+        groups.append(group)
+        for wire in op.wires:
+            last[wire] = group
+    return groups
+
+
+def _embed(op: _Op, wires: tuple[int, ...]) -> tuple[Real, Real, Real]:
+    """Parts of an operation as matrices over the digits of a group's wires."""
+    if op.wires == wires:
+        return op.parts
+    if len(op.wires) == 2:
+        swap = np.arange(16).reshape(4, 4).T.ravel()
+        return tuple(part[np.ix_(swap, swap)] for part in op.parts)  # type: ignore[return-value]
+    if op.wires[0] == wires[0]:
+        return tuple(np.kron(part, np.eye(4)) for part in op.parts)  # type: ignore[return-value]
+    return tuple(np.kron(np.eye(4), part) for part in op.parts)  # type: ignore[return-value]
+
+
+class _Stack:
+    """All groups of one width: their product matrices are built together, in few tensor operations."""
+
+    def __init__(self, groups: list[_Group]) -> None:
+        length = max(len(group.ops) for group in groups)
+        length = 1 << (length - 1).bit_length()
+        dim = 4 ** len(groups[0].wires)
+        parts = np.zeros((3, len(groups), length, dim, dim))
+        parts[0] = np.eye(dim)
+        self.index = np.zeros((len(groups), length), dtype=np.int64)
+        self.scale = np.zeros((len(groups), length))
+        self.offset = np.zeros((len(groups), length))
+        for g, group in enumerate(groups):
+            for k, op in enumerate(group.ops):
+                parts[:, g, k] = np.stack(_embed(op, group.wires))
+                if op.angle is not None:
+                    self.offset[g, k] = op.angle.offset
+                    if op.angle.source == "weight":
+                        self.index[g, k], self.scale[g, k] = op.angle.index, op.angle.scale
+        self.parts = parts
+
+    def matrices(self, weights: Tensor) -> Tensor:
+        """Transfer matrices of all groups: weights (F, n_weights) -> (F, groups, d, d)."""
+        if weights.shape[1] == 0:
+            weights = weights.new_zeros(len(weights), 1)
+        chosen = weights[:, torch.as_tensor(self.index, device=weights.device)]
+        angles = chosen * constant(self.scale, weights) + constant(self.offset, weights)
+        even, cosine, sine = constant(self.parts, weights)
+        angles = angles[..., None, None]
+        matrices: Tensor = even + torch.cos(angles) * cosine + torch.sin(angles) * sine
+        while matrices.shape[2] > 1:
+            # Later operations stand on the left; pairs are multiplied in a tree, so the chain stays short.
+            matrices = matrices[:, :, 1::2] @ matrices[:, :, 0::2]
+        return matrices[:, :, 0]
+
+
+class Coefficients:
+    """Builds c_P(theta) of every observable from the weights.
+
+    Args:
+        circuit: For its wires and observables.
+        block: The operations after the encoding, in order.
+        digits: For every wire, a matrix (4, D_j) from Pauli digits to the features that the wire's encoding has.
+    """
+
+    def __init__(self, circuit: Circuit, block: list[_Op], digits: list[Real]) -> None:
+        self._groups = fuse(block)
+        self._stacks: dict[int, _Stack] = {}
+        self._place: list[tuple[int, int]] = []
+        by_width: dict[int, list[_Group]] = {}
+        for group in self._groups:
+            same = by_width.setdefault(len(group.wires), [])
+            self._place.append((len(group.wires), len(same)))
+            same.append(group)
+        self._stacks = {width: _Stack(groups) for width, groups in by_width.items()}
+        self._digits = digits
+        start = np.zeros((len(circuit.observables), *(4,) * circuit.n_wires))
+        for k, observable in enumerate(circuit.observables):
+            start[(k, *("IXYZ".index(letter) for letter in observable))] = 1
+        self._start = start
+        # The earliest group on each wire: once it is through, the wire's digits shrink to its features.
+        self._first = {wire: g for g in reversed(range(len(self._groups))) for wire in self._groups[g].wires}
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """weights (F, n_weights) -> (F, n_obs, D_0, ..., D_{n-1})."""
+        stacks = {width: stack.matrices(weights) for width, stack in self._stacks.items()}
+        c = constant(self._start, weights).expand(len(weights), *self._start.shape)
+        for wire in range(len(self._digits)):
+            if wire not in self._first:
+                c = _on_axis(c, wire, constant(self._digits[wire], weights))
+        for g in reversed(range(len(self._groups))):
+            wires = self._groups[g].wires
+            width, index = self._place[g]
+            c = _on_wires(c, wires, stacks[width][:, index])
+            for wire in wires:
+                if self._first[wire] == g:
+                    c = _on_axis(c, wire, constant(self._digits[wire], weights))
+        return c
+
+
+def _on_axis(c: Tensor, wire: int, matrix: Tensor) -> Tensor:
+    return (c.movedim(2 + wire, -1) @ matrix).movedim(-1, 2 + wire)
+
+
+def _on_wires(c: Tensor, wires: tuple[int, ...], matrix: Tensor) -> Tensor:
+    """Row vector of coefficients times a transfer matrix (F, d, d) on the digits of some wires."""
+    axes = [2 + wire for wire in wires]
+    ends = list(range(-len(wires), 0))
+    moved = c.movedim(axes, ends)
+    flat = moved.reshape(len(c), -1, matrix.shape[-1]) @ matrix
+    return flat.reshape(moved.shape).movedim(ends, axes)
+
+
+class WireFeatures:
+    """Bloch vectors of the encoded wires, one evaluation for all wires that are encoded alike.
+
+    Each wire starts as (1, 0, 0, 1) in the digits (1, X, Y, Z) and its encoding's transfer matrices act on it.
+    """
+
+    def __init__(self, encoders: list[list[_Op]]) -> None:
+        self._encoders = encoders
+        rng = np.random.default_rng(0)
+        samples = np.stack([self._bloch(ops, rng.uniform(-np.pi, np.pi, (64, len(ops)))) for ops in encoders])
+        # A digit that is constant for every feature value (0, or 1 as Z of an unused wire) needs no feature of its own.
+        self.constant = np.ptp(samples, axis=1) < 1e-12
+        self.active = [np.flatnonzero(~constant) for constant in self.constant]
+        self.digits = []
+        for wire, constant in enumerate(self.constant):
+            to_features = np.zeros((4, 1 + len(self.active[wire])))
+            to_features[constant, 0] = samples[wire, 0, constant]
+            to_features[self.active[wire], 1 + np.arange(len(self.active[wire]))] = 1
+            self.digits.append(to_features)
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for wire, ops in enumerate(encoders):
+            alike.setdefault(
+                tuple((op.parts[0].tobytes(), op.parts[1].tobytes(), op.angle is None) for op in ops), []
+            ).append(wire)
+        self._alike = list(alike.values())
+
+    @staticmethod
+    def _bloch(ops: list[_Op], angles: Real) -> Real:
+        vectors = np.tile([1.0, 0, 0, 1], (len(angles), 1))
+        for k, op in enumerate(ops):
+            even, cosine, sine = op.parts
+            a = angles[:, k, None] if op.angle is not None and op.angle.source == "input" else 0 * angles[:, k, None]
+            if op.angle is not None and op.angle.source == "const":
+                a = a + op.angle.offset
+            vectors = vectors @ even.T + np.cos(a) * (vectors @ cosine.T) + np.sin(a) * (vectors @ sine.T)
+        return vectors
+
+    @property
+    def sizes(self) -> list[int]:
+        """Features of every wire, the constant 1 included."""
+        return [1 + len(active) for active in self.active]
+
+    def __call__(self, inputs: Tensor) -> list[Tensor]:
+        """inputs (P, n_inputs) -> for every wire its features (D_j, P), the constant 1 first."""
+        columns = inputs.t()
+        result: list[Tensor] = [inputs.new_empty(0)] * len(self._encoders)
+        for wires in self._alike:
+            values = self._evaluate([self._encoders[wire] for wire in wires], columns)
+            one = inputs.new_ones(()).expand(len(wires), inputs.shape[0])
+            chosen = [one, *(values[int(digit)] for digit in self.active[wires[0]])]
+            stacked = torch.stack(chosen, dim=1)
+            for wire, features in zip(wires, stacked, strict=True):
+                result[wire] = features
+        return result
+
+    def _evaluate(self, encoders: list[list[_Op]], columns: Tensor) -> dict[int, Tensor]:
+        # Components are plain numbers until an angle makes them tensors, so that zeros cost nothing.
+        vector: list[Tensor | float] = [1.0, 0.0, 0.0, 1.0]
+        for k, op in enumerate(encoders[0]):
+            trigonometry: tuple[Tensor | float, ...] = (1.0, 0.0, 0.0)
+            if op.angle is not None:
+                angles = self._angles([encoder[k].angle for encoder in encoders], columns)
+                trigonometry = (1.0, torch.cos(angles), torch.sin(angles))
+            vector = [
+                _sum(
+                    [
+                        _times(_times(value, float(part[row, column])), turn)
+                        for part, turn in zip(op.parts, trigonometry, strict=True)
+                        for column, value in enumerate(vector)
+                        if abs(part[row, column]) > 1e-14
+                    ]
+                )
+                for row in range(4)
+            ]
+        shape = (len(encoders), columns.shape[1])
+        return {k: v.expand(shape) for k, v in enumerate(vector) if isinstance(v, Tensor)}
+
+    @staticmethod
+    def _angles(angles: list[Angle | None], columns: Tensor) -> Tensor:
+        known = [angle for angle in angles if angle is not None]
+        offset = constant(np.array([[angle.offset] for angle in known]), columns)
+        if known[0].source == "const":
+            return offset
+        index = [angle.index for angle in known]
+        chosen = columns if index == list(range(len(columns))) else columns[index]
+        scale = constant(np.array([[angle.scale] for angle in known]), columns)
+        return chosen * scale + offset if any(angle.offset for angle in known) else chosen * scale
+
+    def angle_count(self) -> int:
+        """Angles with a feature in them: one sine and cosine each a patch."""
+        return sum(op.angle is not None and op.angle.source == "input" for ops in self._encoders for op in ops)
+
+
+def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
+    if isinstance(a, float) and a in (0.0, 1.0):
+        return b if a else 0.0
+    if isinstance(b, float) and b in (0.0, 1.0):
+        return a if b else 0.0
+    return a * b
+
+
+def _sum(terms: list[Tensor | float]) -> Tensor | float:
+    total: Tensor | float = 0.0
+    for term in terms:
+        total = (
+            term
+            if isinstance(total, float) and total == 0.0
+            else total
+            if isinstance(term, float) and term == 0.0
+            else total + term
+        )
+    return total
+
+
+class FourierCompiled:
+    """A product-encoded circuit as coefficients and features."""
+
+    differentiable = True
+
+    def __init__(self, circuit: Circuit, noise: NoiseModel | None) -> None:
+        self.circuit = circuit
+        encoders, block = split_encoding(circuit, noise)
+        self.features = WireFeatures(encoders)
+        self.coefficients = Coefficients(circuit, block, self.features.digits)
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See Compiled."""
+        check_call(self.circuit, inputs, weights)
+        c = self.coefficients(weights)
+        values = contract(c.flatten(0, 1), self.features(inputs))
+        return values.reshape(*c.shape[:2], len(inputs)).movedim(-1, 0)
+
+    def counts(self, patches: int, filters: int) -> Counter[str]:
+        """See Compiled. The coefficients are built once from the weights, not an inference."""
+        rows = filters * len(self.circuit.observables)
+        a_patch = polynomial_counts(rows, self.features.sizes, self.features.angle_count())
+        settings = len(measurement_settings(self.circuit.observables))
+        return scaled(a_patch, patches) + device_counts(self.circuit, settings, patches * filters, shots=None)
+
+    def stored_numbers(self, filters: int) -> int:
+        """Coefficients that inference reads."""
+        return filters * len(self.circuit.observables) * prod(self.features.sizes)
+
+
+class FourierBackend:
+    """Product-encoded kernels as real trigonometric polynomials: exact, differentiable, noise at no cost a patch."""
+
+    name = "fourier"
+
+    def compile(
+        self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
+    ) -> FourierCompiled:
+        """See Backend."""
+        check_shots(shots)
+        if shots is not None:
+            raise Unsupported(
+                f"backend 'fourier' gives exact values but shots={shots} was asked: use backend 'qiskit' or 'pennylane'"
+            )
+        if circuit.n_wires > MAX_WIRES:
+            raise Unsupported(
+                f"backend 'fourier' keeps 4^n coefficients and takes up to {MAX_WIRES} wires but the kernel has "
+                f"{circuit.n_wires}: use 'statevector'"
+            )
+        return FourierCompiled(circuit, noise)

@@ -1,0 +1,131 @@
+"""What every backend is: it compiles a circuit once and evaluates it on many patches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from circuits.circuit import Circuit
+from circuits.noise import NoiseModel
+
+
+class Unsupported(ValueError):
+    """A backend cannot run what was asked; the message says who can."""
+
+
+@runtime_checkable
+class Compiled(Protocol):
+    """A circuit ready to run.
+
+    Args:
+        differentiable: Whether autograd flows through `__call__` to inputs and weights. Where not,
+            `qconv.gradients` wraps the backend in the parameter-shift rule.
+    """
+
+    differentiable: bool
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """Expectation values: inputs (P, n_inputs), weights (F, n_weights) -> (P, F, n_obs), in [-1, 1]."""
+        ...
+
+    def counts(self, patches: int, filters: int) -> Counter[str]:
+        """Operations that one call on so many patches and filters runs, weights given (see qconv.energy)."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to evaluate circuits."""
+
+    name: str
+
+    def compile(
+        self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
+    ) -> Compiled:
+        """Do once what depends on the circuit alone.
+
+        Args:
+            circuit: With at least one observable.
+            shots: Samples a circuit; None for exact expectation values.
+            noise: Channels after gates.
+            seed: Makes sampling repeatable: the k-th call of a compiled circuit repeats under the same seed.
+
+        Raises:
+            Unsupported: If this backend cannot run it; the message says who can.
+        """
+        ...
+
+
+def check_shots(shots: int | None) -> None:
+    """Raise a ValueError unless shots is None or a positive whole number."""
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+        raise ValueError(f"shots is {shots!r}: give a whole number of at least 1, or None for exact expectation values")
+
+
+def check_call(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
+    """Raise a ValueError unless inputs are (P, n_inputs) and weights (F, n_weights), of one real dtype."""
+    if inputs.ndim != 2 or inputs.shape[1] < circuit.n_inputs:
+        raise ValueError(
+            f"circuit takes {circuit.n_inputs} inputs but inputs have shape {tuple(inputs.shape)}: "
+            f"give (patches, {circuit.n_inputs})"
+        )
+    if weights.ndim != 2 or weights.shape[1] < circuit.n_weights:
+        raise ValueError(
+            f"circuit takes {circuit.n_weights} weights but weights have shape {tuple(weights.shape)}: "
+            f"give (filters, {circuit.n_weights})"
+        )
+    if inputs.dtype != weights.dtype or inputs.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"inputs are {inputs.dtype} and weights {weights.dtype}: both must be torch.float32 or both torch.float64"
+        )
+
+
+def device_counts(circuit: Circuit, settings: int, executions: int, shots: int | None) -> Counter[str]:
+    """What a quantum device would run: circuits, gates and shots for so many (patch, filter) pairs.
+
+    Args:
+        circuit: The kernel.
+        settings: Measurement settings: groups of observables measured together.
+        executions: (patch, filter) pairs.
+        shots: Shots a circuit; None assumes DEVICE_SHOTS, since a device has no exact expectation values.
+    """
+    circuits = executions * settings
+    two = sum(len(gate.wires) == 2 for gate in circuit.gates)
+    one = sum(len(gate.wires) == 1 for gate in circuit.gates)
+    return +Counter(
+        {
+            "device:circuits": circuits,
+            "device:gates_1q": circuits * one,
+            "device:gates_2q": circuits * two,
+            "device:shots": circuits * (shots or DEVICE_SHOTS),
+        }
+    )
+
+
+# A standard error of at most 1/32 a value: what a device is assumed to spend where a layer itself is exact.
+DEVICE_SHOTS = 1024
+
+
+def measurement_settings(observables: tuple[str, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """Group observables that one measurement serves.
+
+    Args:
+        observables: Pauli strings.
+
+    Returns:
+        Pairs (basis, members): a Pauli string to measure every wire in (I where no member cares), and the indices of
+        the observables that are read off it. Greedy, in the order given.
+    """
+    groups: list[tuple[list[str], list[int]]] = []
+    for index, observable in enumerate(observables):
+        for basis, members in groups:
+            if all(a in ("I", b) or b == "I" for a, b in zip(observable, basis, strict=True)):
+                basis[:] = [a if a != "I" else b for a, b in zip(observable, basis, strict=True)]
+                members.append(index)
+                break
+        else:
+            groups.append((list(observable), [index]))
+    return [("".join(basis), tuple(members)) for basis, members in groups]

@@ -1,0 +1,202 @@
+"""Exact simulation: a batch of state vectors in torch, differentiable by autograd."""
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from circuits.circuit import Circuit, Gate
+from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
+from circuits.noise import NoiseModel
+from qconv.backends.angles import angle_value, normalized
+from qconv.backends.protocol import Unsupported, check_call, check_shots, device_counts, measurement_settings
+
+MAX_WIRES = 20  # 8 MB a patch in complex64
+
+# Shapes: a state is (P or 1, F or 1, 2**n), a matrix (P or 1, F or 1, d, d); 1 where nothing depends on the
+# patch or the filter yet, so that work shared between patches is done once.
+
+
+# Constants are cached as numpy arrays, not tensors: a tensor first made under torch.inference_mode could not be
+# used in training later.
+_pauli = cache(pauli_matrix)
+
+
+def _constant(pauli: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.as_tensor(_pauli(pauli), dtype=dtype, device=device)
+
+
+def gate_matrix(gate: Gate, inputs: Tensor, weights: Tensor) -> Tensor:
+    """Matrix of a gate, up to a global phase: (P or 1, F or 1, d, d), complex."""
+    dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
+    spec = gate.spec
+    if not gate.angles:
+        return torch.as_tensor(spec.matrix(), dtype=dtype, device=weights.device)[None, None]
+    angles = [angle_value(angle, inputs, weights) for angle in gate.angles]
+    identity = _constant("I" * len(gate.wires), dtype, weights.device)
+    result = None
+    for rotation in spec.rotations:
+        half = (angles[rotation.angle] * (rotation.factor / 2))[..., None, None]
+        factor = torch.cos(half) * identity - 1j * torch.sin(half) * _constant(rotation.pauli, dtype, weights.device)
+        result = factor if result is None else factor @ result
+    assert result is not None
+    return result
+
+
+def apply_gate(state: Tensor, gate: Gate, n_wires: int, inputs: Tensor, weights: Tensor) -> Tensor:
+    """Apply one gate to a batch of states."""
+    if not gate.angles and _is_permutation(gate.name):
+        return state[..., torch.as_tensor(_permutation(gate, n_wires), device=state.device)]
+    matrix = gate_matrix(gate, inputs, weights)
+    if len(gate.wires) == 1:
+        (wire,) = gate.wires
+        zero, one = state.reshape(*state.shape[:2], 2**wire, 2, 2 ** (n_wires - wire - 1)).unbind(-2)
+        m = matrix[..., None, None]
+        rows = [m[:, :, i, 0] * zero + m[:, :, i, 1] * one for i in (0, 1)]
+        return torch.stack(rows, dim=-2).flatten(2)
+    # Bring the gate's wires to the end, multiply, and bring them back.
+    source = [2 + wire for wire in gate.wires]
+    target = [-2, -1]
+    grid = state.reshape(*state.shape[:2], *(2,) * n_wires).movedim(source, target)
+    turned = grid.reshape(*state.shape[:2], 2**n_wires // 4, 4) @ matrix.mT
+    return turned.reshape(*turned.shape[:2], *(2,) * n_wires).movedim(target, source).flatten(2)
+
+
+@cache
+def _is_permutation(name: str) -> bool:
+    return name in ("X", "CNOT", "SWAP")
+
+
+@cache
+def _permutation(gate: Gate, n_wires: int) -> NDArray[np.int64]:
+    index = np.arange(2**n_wires).reshape((2,) * n_wires)
+    grid = np.moveaxis(index, gate.wires, range(len(gate.wires))).reshape(2 ** len(gate.wires), -1)
+    moved = np.real(gate.spec.matrix()).astype(int) @ grid
+    shape = (2,) * n_wires
+    return np.moveaxis(moved.reshape(shape), range(len(gate.wires)), gate.wires).ravel()
+
+
+def expectations(state: Tensor, observables: tuple[str, ...]) -> Tensor:
+    """Expectation values of Pauli strings: (P, F, 2**n) -> (P, F, n_obs), real.
+
+    A Pauli string maps |i> to phase(i) |i xor m>; strings with the same mask m share the products of amplitudes.
+    """
+    masks: dict[int, list[int]] = {}
+    for k, observable in enumerate(observables):
+        masks.setdefault(int("".join("01"[letter in "XY"] for letter in observable), 2), []).append(k)
+    values: list[Tensor | None] = [None] * len(observables)
+    index = np.arange(state.shape[-1])
+    for mask, members in masks.items():
+        phases = np.stack([_phases(observables[k]) for k in members], axis=-1)
+        if mask == 0:
+            density = state.real.square() + state.imag.square()
+            part = density @ torch.as_tensor(phases.real, dtype=density.dtype, device=state.device)
+        else:
+            partner = torch.as_tensor(index ^ mask, device=state.device)
+            products = state[..., partner].conj() * state
+            part = (products @ torch.as_tensor(phases, dtype=state.dtype, device=state.device)).real
+        for k, value in zip(members, part.unbind(-1), strict=True):
+            values[k] = value
+    return torch.stack([value for value in values if value is not None], dim=-1)
+
+
+@cache
+def _phases(observable: str) -> Matrix:
+    phases = np.ones(1, dtype=complex)
+    for letter in observable:
+        phases = np.kron(phases, {"I": [1, 1], "X": [1, 1], "Y": [1j, -1j], "Z": [1, -1]}[letter])
+    return phases
+
+
+class StatevectorCompiled:
+    """A circuit simulated exactly."""
+
+    differentiable = True
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.circuit = circuit
+        data = [k for k, gate in enumerate(circuit.gates) if gate.depends_on("input")]
+        # After the last gate that sees the patch, all patches go through the same unitary.
+        self._split = data[-1] + 1 if data else 0
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See Compiled."""
+        check_call(self.circuit, inputs, weights)
+        circuit = self.circuit
+        n, size = circuit.n_wires, 2**circuit.n_wires
+        dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
+        state = torch.zeros(1, 1, size, dtype=dtype, device=weights.device)
+        state[..., 0] = 1
+        for gate in circuit.gates[: self._split]:
+            if gate.name == AMPLITUDE:
+                features = torch.cat([angle_value(angle, inputs, weights) for angle in gate.angles], dim=-1)
+                state = normalized(features, size)[:, None].to(dtype)
+            else:
+                state = apply_gate(state, gate, n, inputs, weights)
+        tail = circuit.gates[self._split :]
+        if size <= len(inputs) and tail:
+            # Fewer basis states than patches: evolve the basis once, then one matrix product serves all patches.
+            basis = torch.eye(size, dtype=dtype, device=weights.device)[:, None]
+            for gate in tail:
+                basis = apply_gate(basis, gate, n, inputs, weights)
+            filters = max(state.shape[1], basis.shape[1])
+            state = torch.einsum("pfi,ifj->pfj", state.expand(-1, filters, -1), basis.expand(-1, filters, -1))
+        else:
+            for gate in tail:
+                state = apply_gate(state, gate, n, inputs, weights)
+        values = expectations(state, circuit.observables)
+        return values.expand(len(inputs), len(weights), -1)
+
+    def counts(self, patches: int, filters: int) -> Counter[str]:
+        """See Compiled: the gates that see the patch, one product with the unitary of the others, the readout."""
+        size = 2**self.circuit.n_wires
+        runs = patches * filters
+        total = device_counts(self.circuit, len(measurement_settings(self.circuit.observables)), runs, shots=None)
+        total += simulation_counts(self.circuit.gates[: self._split], size, patches)
+        if self._split < len(self.circuit.gates):
+            total["mac:fp32*fp32"] += 4 * size * size * runs
+        total += readout_counts(size, len(self.circuit.observables), runs)
+        return total
+
+
+def simulation_counts(gates: tuple[Gate, ...], size: int, runs: int) -> Counter[str]:
+    """Real multiply-accumulates of applying gates to `runs` states of `size` amplitudes, four a complex product."""
+    macs = sum(4 * size * 2 ** len(gate.wires) for gate in gates if gate.name != AMPLITUDE)
+    prepared = sum(len(gate.angles) for gate in gates if gate.name == AMPLITUDE)
+    return +Counter({"mac:fp32*fp32": (macs + prepared) * runs, "mul:fp32": prepared * runs})
+
+
+def readout_counts(size: int, observables: int, runs: int) -> Counter[str]:
+    """Squares of the amplitudes and their signed sums."""
+    return Counter({"mac:fp32*fp32": 2 * size * runs, "add:fp32": observables * size * runs})
+
+
+class StatevectorBackend:
+    """Batched state vectors in torch: any circuit, exact, differentiable."""
+
+    name = "statevector"
+
+    def compile(
+        self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
+    ) -> StatevectorCompiled:
+        """See Backend."""
+        check_shots(shots)
+        if shots is not None:
+            raise Unsupported(
+                f"backend 'statevector' gives exact values but shots={shots} was asked: use backend 'qiskit' or "
+                "'pennylane' for shots"
+            )
+        if noise is not None:
+            raise Unsupported(
+                "backend 'statevector' holds pure states but noise was asked: use backend 'fourier', 'qiskit', or "
+                "'pennylane' with device 'default.mixed'"
+            )
+        if circuit.n_wires > MAX_WIRES:
+            raise Unsupported(
+                f"backend 'statevector' keeps 2^n amplitudes a patch and takes up to {MAX_WIRES} wires but the kernel "
+                f"has {circuit.n_wires} wires, {8 * 2**circuit.n_wires:,} bytes a patch: use fewer wires"
+            )
+        return StatevectorCompiled(circuit)

@@ -1,0 +1,106 @@
+"""The conformance suite finds the faults it was written for."""
+
+import pytest
+import torch
+from torch import nn
+
+from qconv import QuantumConv2d, load_backend
+from qconv.testing import check_backend, check_layer
+
+
+class Leaky(nn.Conv2d):
+    """Its register is never reset: each image sees the one before."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * super().forward(x.roll(1, 0))
+
+
+class Flipped(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).flip(0)
+
+
+class Unshared(nn.Conv2d):
+    def forward(self, x):
+        y = super().forward(x)
+        return y * torch.linspace(1, 2, y.shape[-1])
+
+
+class Misplaced(nn.Conv2d):
+    """Rows and columns of patches are confused."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y.mT.reshape(y.shape)
+
+
+class Noisy(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1e-3 * torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (Leaky, "image 0 alone"),
+        (Flipped, "alone against in the batch"),
+        (Unshared, "shift equivariance along axis -1"),
+        (Misplaced, "shift equivariance"),
+        (Noisy, "two copies of the layer"),
+    ],
+)
+def test_faulty_layers_are_found(fault, found):
+    torch.manual_seed(0)
+    check_layer(nn.Conv2d(2, 3, 2), 2)
+    with pytest.raises(AssertionError, match=found):
+        check_layer(fault(2, 3, 2), 2)
+
+
+def test_positions_are_found_by_the_constant_image_alone():
+    from qconv.testing import check_weight_sharing
+
+    with pytest.raises(AssertionError, match="weight sharing"):
+        check_weight_sharing(Unshared(1, 2, 2), torch.rand(1, 1, 5, 5), 1e-5)
+
+
+def test_a_wrong_stride_is_found():
+    with pytest.raises(AssertionError, match="shift equivariance"):
+        check_layer(QuantumConv2d(1, 4, 2, stride=2), 1)
+
+
+def faulty(change):
+    class Backend:
+        name = "faulty"
+
+        def compile(self, circuit, *, shots=None, noise=None, seed=None):
+            compiled = load_backend("statevector").compile(circuit)
+
+            class Wrong:
+                differentiable = True
+                counts = compiled.counts
+
+                def __call__(self, x, w):
+                    return change(compiled, x, w)
+
+            return Wrong()
+
+    return Backend()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda f, x, w: f(x, w).flip(-1), "values"),
+        (lambda f, x, w: f(x, w)[:, :1], "shape"),
+        (lambda f, x, w: f(x.detach(), w) + 0 * x.sum(), "input gradient"),
+        (lambda f, x, w: f(x, w.detach()) + 0 * w.sum(), "weight gradient"),
+    ],
+)
+def test_faulty_backends_are_found(change, found):
+    with pytest.raises(AssertionError, match=found):
+        check_backend(faulty(change))
+
+
+def test_a_refusal_must_be_announced():
+    with pytest.raises(ValueError, match="product encoding"):
+        check_backend(load_backend("fourier"))
