@@ -62,12 +62,13 @@ def rotation_parts(pauli: str) -> tuple[Real, Real, Real]:
 
 
 @dataclass(frozen=True)
-class _Op:
+class PauliOp:
     """A transfer matrix on one or two wires: constant, or A + B cos a + C sin a of an angle."""
 
     wires: tuple[int, ...]
     parts: tuple[Real, Real, Real]
     angle: Angle | None = None
+    pauli: str | None = None
 
 
 @dataclass
@@ -75,29 +76,29 @@ class _Group:
     """Consecutive operations on the same one or two wires, multiplied together before they meet the coefficients."""
 
     wires: tuple[int, ...]
-    ops: list[_Op] = field(default_factory=list)
+    ops: list[PauliOp] = field(default_factory=list)
 
 
-def gate_ops(gate: Gate) -> list[_Op]:
+def gate_ops(gate: Gate) -> list[PauliOp]:
     """A gate as transfer matrices in the order of application."""
     if not gate.angles:
         constant = transfer_matrix((gate.spec.matrix(),))
-        return [_Op(gate.wires, (constant, 0 * constant, 0 * constant))]
+        return [PauliOp(gate.wires, (constant, 0 * constant, 0 * constant))]
     ops = []
     for rotation in gate.spec.rotations:
         angle, factor = gate.angles[rotation.angle], rotation.factor
         turned = Angle(angle.source, angle.index, angle.scale * factor, angle.offset * factor)
-        ops.append(_Op(gate.wires, rotation_parts(rotation.pauli), turned))
+        ops.append(PauliOp(gate.wires, rotation_parts(rotation.pauli), turned, rotation.pauli))
     return ops
 
 
-def channel_op(wire: int, channel: Channel) -> _Op:
+def channel_op(wire: int, channel: Channel) -> PauliOp:
     """A noise channel as a constant transfer matrix."""
     constant = transfer_matrix(channel.kraus())
-    return _Op((wire,), (constant, 0 * constant, 0 * constant))
+    return PauliOp((wire,), (constant, 0 * constant, 0 * constant))
 
 
-def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[list[_Op]], list[_Op]]:
+def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[list[PauliOp]], list[PauliOp]]:
     """Separate each wire's encoding from the trainable block.
 
     Returns:
@@ -115,8 +116,8 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
         if gate.depends_on("input"):
             for wire in gate.wires:
                 last[wire] = position
-    encoders: list[list[_Op]] = [[] for _ in range(circuit.n_wires)]
-    block: list[_Op] = []
+    encoders: list[list[PauliOp]] = [[] for _ in range(circuit.n_wires)]
+    block: list[PauliOp] = []
     for position, gate in enumerate(circuit.gates):
         encodes = any(position <= last[wire] for wire in gate.wires)
         if encodes and (len(gate.wires) > 1 or gate.depends_on("weight")):
@@ -134,7 +135,7 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
     return encoders, block
 
 
-def fuse(ops: list[_Op]) -> list[_Group]:
+def fuse(ops: list[PauliOp]) -> list[_Group]:
     """Gather operations into few groups on at most two wires, keeping the order on every wire."""
     groups: list[_Group] = []
     last: dict[int, _Group] = {}
@@ -157,7 +158,7 @@ def fuse(ops: list[_Op]) -> list[_Group]:
     return groups
 
 
-def _embed(op: _Op, wires: tuple[int, ...]) -> tuple[Real, Real, Real]:
+def _embed(op: PauliOp, wires: tuple[int, ...]) -> tuple[Real, Real, Real]:
     """Parts of an operation as matrices over the digits of a group's wires."""
     if op.wires == wires:
         return op.parts
@@ -214,7 +215,7 @@ class Coefficients:
         digits: For every wire, a matrix (4, D_j) from Pauli digits to the features that the wire's encoding has.
     """
 
-    def __init__(self, circuit: Circuit, block: list[_Op], digits: list[Real]) -> None:
+    def __init__(self, circuit: Circuit, block: list[PauliOp], digits: list[Real]) -> None:
         self._groups = fuse(block)
         self._stacks: dict[int, _Stack] = {}
         self._place: list[tuple[int, int]] = []
@@ -268,10 +269,10 @@ class WireFeatures:
     Each wire starts as (1, 0, 0, 1) in the digits (1, X, Y, Z) and its encoding's transfer matrices act on it.
     """
 
-    def __init__(self, encoders: list[list[_Op]]) -> None:
-        self._encoders = encoders
+    def __init__(self, encoders: list[list[PauliOp]]) -> None:
+        self.encoders = encoders
         rng = np.random.default_rng(0)
-        samples = np.stack([self._bloch(ops, rng.uniform(-np.pi, np.pi, (64, len(ops)))) for ops in encoders])
+        samples = np.stack([self.bloch(ops, rng.uniform(-np.pi, np.pi, (64, len(ops)))) for ops in encoders])
         # A digit that is constant for every feature value (0, or 1 as Z of an unused wire) needs no feature of its own.
         self.constant = np.ptp(samples, axis=1) < 1e-12
         self.active = [np.flatnonzero(~constant) for constant in self.constant]
@@ -289,7 +290,8 @@ class WireFeatures:
         self._alike = list(alike.values())
 
     @staticmethod
-    def _bloch(ops: list[_Op], angles: Real) -> Real:
+    def bloch(ops: list[PauliOp], angles: Real) -> Real:
+        """Bloch vectors (N, 4) after an encoding's operations, for given angles (N, ops) of those that read a feature."""
         vectors = np.tile([1.0, 0, 0, 1], (len(angles), 1))
         for k, op in enumerate(ops):
             even, cosine, sine = op.parts
@@ -307,9 +309,9 @@ class WireFeatures:
     def __call__(self, inputs: Tensor) -> list[Tensor]:
         """inputs (P, n_inputs) -> for every wire its features (D_j, P), the constant 1 first."""
         columns = inputs.t()
-        result: list[Tensor] = [inputs.new_empty(0)] * len(self._encoders)
+        result: list[Tensor] = [inputs.new_empty(0)] * len(self.encoders)
         for wires in self._alike:
-            values = self._evaluate([self._encoders[wire] for wire in wires], columns)
+            values = self._evaluate([self.encoders[wire] for wire in wires], columns)
             one = inputs.new_ones(()).expand(len(wires), inputs.shape[0])
             chosen = [one, *(values[int(digit)] for digit in self.active[wires[0]])]
             stacked = torch.stack(chosen, dim=1)
@@ -317,7 +319,7 @@ class WireFeatures:
                 result[wire] = features
         return result
 
-    def _evaluate(self, encoders: list[list[_Op]], columns: Tensor) -> dict[int, Tensor]:
+    def _evaluate(self, encoders: list[list[PauliOp]], columns: Tensor) -> dict[int, Tensor]:
         # Components are plain numbers until an angle makes them tensors, so that zeros cost nothing.
         vector: list[Tensor | float] = [1.0, 0.0, 0.0, 1.0]
         for k, op in enumerate(encoders[0]):
@@ -352,7 +354,7 @@ class WireFeatures:
 
     def angle_count(self) -> int:
         """Angles with a feature in them: one sine and cosine each a patch."""
-        return sum(op.angle is not None and op.angle.source == "input" for ops in self._encoders for op in ops)
+        return sum(op.angle is not None and op.angle.source == "input" for ops in self.encoders for op in ops)
 
 
 def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
@@ -383,9 +385,9 @@ class FourierCompiled:
 
     def __init__(self, circuit: Circuit, noise: NoiseModel | None) -> None:
         self.circuit = circuit
-        encoders, block = split_encoding(circuit, noise)
+        encoders, self.block = split_encoding(circuit, noise)
         self.features = WireFeatures(encoders)
-        self.coefficients = Coefficients(circuit, block, self.features.digits)
+        self.coefficients = Coefficients(circuit, self.block, self.features.digits)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""

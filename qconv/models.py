@@ -1,0 +1,213 @@
+"""Small CNNs with an open slot for their first convolution, and the arms that a comparison puts into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from circuits.naming import unknown
+from classical.layers import QuantizedConv2d
+from qconv.layers import FourierConv2d, QuantumConv2d
+
+Family = Literal["quantum", "control", "conventional"]
+
+SLOT_CHANNELS = 4
+SLOT_KERNEL = 2
+
+
+class SlotCNN(nn.Module):
+    """Slot convolution -> ReLU -> 3x3 convolution, 16 channels -> ReLU -> 2x2 max-pooling -> linear.
+
+    Args:
+        slot: any layer (B, C, S, S) -> (B, 4, S', S').
+        slot_size: S', height and width of the slot's output in pixels, at least 2.
+        n_classes: number of outputs.
+    """
+
+    def __init__(self, slot: nn.Module, slot_size: int, n_classes: int = 10) -> None:
+        super().__init__()
+        self.slot = slot
+        self.conv = nn.Conv2d(SLOT_CHANNELS, 16, 3, padding=1)
+        self.head = nn.Linear(16 * (slot_size // 2) ** 2, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (B, n_classes) of images (B, C, S, S)."""
+        return self.after_slot(self.slot(images))
+
+    def after_slot(self, maps: Tensor) -> Tensor:
+        """Class scores (B, n_classes) of the slot's output (B, 4, S', S')."""
+        hidden = torch.relu(self.conv(torch.relu(maps)))
+        scores: Tensor = self.head(nn.functional.max_pool2d(hidden, 2).flatten(1))
+        return scores
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One competitor: what fills the slot.
+
+    Args:
+        name: how the command line and rows.csv call it.
+        title: how tables and figures call it.
+        family: "quantum" (trained, entangling), "control" or "conventional".
+        build: (in_channels, out_channels, kernel_size, stride, seed) -> layer. Initial weights may also come from
+            torch's global generator; `build_model` seeds it.
+        note: what the arm is there for, one sentence.
+        kernel: the circuit's name in `circuits.kernels`, None where there is no circuit.
+    """
+
+    name: str
+    title: str
+    family: Family
+    build: Callable[[int, int, int, int, int], nn.Module]
+    note: str
+    kernel: str | None = None
+
+
+def _freeze_weight(layer: nn.Module) -> nn.Module:
+    # The bias stays trainable in both frozen arms, as in every other arm: only the kernel differs.
+    assert isinstance(layer.weight, nn.Parameter)
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+def _float(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+    return nn.Conv2d(c, out, k, stride)
+
+
+def _quantized(weight: str, activation: str) -> Callable[[int, int, int, int, int], nn.Module]:
+    def build(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+        return QuantizedConv2d(c, out, k, stride, weight=weight, activation=activation)
+
+    return build
+
+
+def _quantum(kernel: str) -> Callable[[int, int, int, int, int], nn.Module]:
+    def build(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+        return QuantumConv2d(c, out, k, stride, bias=True, kernel=kernel, seed=seed)
+
+    return build
+
+
+def _fourier(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+    return FourierConv2d(c, out, k, stride, bias=True)
+
+
+_ALL = (
+    Arm("float", "Conv2d float32", "conventional", _float, "The plain convolution that most users would take."),
+    Arm(
+        "int8",
+        "Conv2d int8",
+        "conventional",
+        _quantized("int8", "int8"),
+        "Weights and activations in 8-bit integers, trained through the rounding.",
+    ),
+    Arm(
+        "ternary",
+        "Conv2d ternary",
+        "conventional",
+        _quantized("twn", "int8"),
+        "Ternary weights (TWN); the pixels that enter stay 8-bit integers.",
+    ),
+    Arm(
+        "binary",
+        "Conv2d binary",
+        "conventional",
+        _quantized("xnor", "int8"),
+        "Binary weights (XNOR-Net scaling); the pixels that enter stay 8-bit integers, as usual in a first layer.",
+    ),
+    Arm(
+        "heisenberg",
+        "Quantum, learned entanglement",
+        "quantum",
+        _quantum("heisenberg"),
+        "Trainable XX, YY, ZZ couplings that start at zero: it begins unentangled and learns how much it wants.",
+        "heisenberg",
+    ),
+    Arm(
+        "strongly_entangling",
+        "Quantum, strongly entangling",
+        "quantum",
+        _quantum("strongly_entangling"),
+        "CNOT rings that cannot be switched off.",
+        "strongly_entangling",
+    ),
+    Arm(
+        "product",
+        "Quantum, no entanglement",
+        "control",
+        _quantum("product"),
+        "The same rotations without entanglers: shows what entanglement adds.",
+        "product",
+    ),
+    Arm(
+        "trig_polynomial",
+        "Trigonometric polynomial",
+        "control",
+        _fourier,
+        "Free coefficients on the very features that the circuits see: shows whether the circuit's constraint helps.",
+    ),
+    Arm(
+        "random_quanvolution",
+        "Random quanvolution, frozen",
+        "control",
+        lambda c, out, k, stride, seed: _freeze_weight(_quantum("random")(c, out, k, stride, seed)),
+        "A random circuit that is never trained (its bias is): shows what training the kernel adds.",
+        "random",
+    ),
+    Arm(
+        "random_convolution",
+        "Random Conv2d, frozen",
+        "control",
+        lambda c, out, k, stride, seed: _freeze_weight(_float(c, out, k, stride, seed)),
+        "A random convolution that is never trained (its bias is): the frozen circuit's conventional twin.",
+    ),
+)
+
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
+
+
+def arm(name: str) -> Arm:
+    """The arm called `name`.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    if name not in ARMS:
+        raise unknown("arm", name, ARMS)
+    return ARMS[name]
+
+
+def slot_stride(image_size: int) -> int:
+    """Stride of the slot: 1 on images below 16 pixels (8x8 digits), 2 above (28x28)."""
+    return 1 if image_size < 16 else 2
+
+
+def build_model(arm_name: str, image_shape: tuple[int, int, int], n_classes: int, seed: int) -> SlotCNN:
+    """The slot CNN of one arm, initialized from `seed` alone.
+
+    The layers after the slot start from the same weights in every arm of the same seed.
+
+    Args:
+        arm_name: a key of `ARMS`.
+        image_shape: (channels, height, width), height equal to width, at least 5 pixels.
+        n_classes: number of outputs.
+        seed: integer from 0.
+
+    Raises:
+        ValueError: unknown arm, or images that are not square or too small.
+    """
+    channels, height, width = image_shape
+    if height != width or height < 5:
+        raise ValueError(f"the slot CNN takes square images of at least 5x5 pixels, but these are {height}x{width}")
+    chosen = arm(arm_name)
+    stride = slot_stride(height)
+    slot_size = (height - SLOT_KERNEL) // stride + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SlotCNN(nn.Identity(), slot_size, n_classes)
+        model.slot = chosen.build(channels, SLOT_CHANNELS, SLOT_KERNEL, stride, seed)
+    return model

@@ -1,0 +1,150 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_rows import make_arm, make_row
+from scipy import stats
+
+from qconv.analysis import best, choose_settings, compare, comparisons, t_interval, verdict
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.995])
+def test_t_interval_is_scipys(n, level):
+    values = np.random.default_rng(n).normal(0.9, 0.02, n)
+    interval = t_interval(list(values), level=level)
+    low, high = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert interval.low == pytest.approx(low, abs=1e-12)
+    assert interval.high == pytest.approx(high, abs=1e-12)
+
+
+def test_one_value_has_no_interval():
+    interval = t_interval([0.5])
+    assert interval.mean == 0.5
+    assert math.isnan(interval.half)
+
+
+def test_equal_values_do_not_claim_certainty():
+    # t(2) at 97.5 % is 4.303, in any table
+    assert t_interval([0.9, 0.9, 0.9], resolution=0.01).half == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert t_interval([0.8, 0.9, 1.0], resolution=0.01).half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-4)
+
+
+def test_setting_is_chosen_by_validation_never_by_test():
+    rows = [
+        *(make_row("float", seed, lr=0.01, val_accuracy=0.95, test_accuracy=0.5) for seed in range(2)),
+        *(make_row("float", seed, lr=0.03, val_accuracy=0.94, test_accuracy=1.0) for seed in range(2)),
+    ]
+    chosen = choose_settings(rows)["float"]
+    assert chosen.setting == (0.01, 1.0)
+    assert chosen.test.mean == 0.5
+    assert chosen.val_accuracy == pytest.approx(0.95)
+
+
+def test_ties_go_to_the_lower_validation_loss_and_never_to_a_diverged_one():
+    def rows(losses):
+        return [make_row("float", multiplier=m, val_loss=loss) for m, loss in zip((1.0, 5.0, 9.0), losses, strict=True)]
+
+    assert choose_settings(rows([0.3, 0.2, 0.4]))["float"].setting == (0.01, 5.0)
+    assert choose_settings(rows([math.nan, math.inf, 0.4]))["float"].setting == (0.01, 9.0)
+
+
+def test_rows_in_any_order_give_the_same_choice_with_seeds_ascending():
+    rows = [make_row(arm, seed, val_accuracy=0.8 + 0.01 * seed) for arm in ("int8", "float") for seed in range(3)]
+    forward, backward = choose_settings(rows), choose_settings(rows[::-1])
+    assert forward == backward
+    assert list(forward) == ["float", "int8"]
+    assert forward["int8"].seeds == (0, 1, 2)
+
+
+def test_missing_seeds_are_an_error():
+    rows = [make_row("float", 0), make_row("float", 1), make_row("int8", 0)]
+    with pytest.raises(ValueError, match=r"arm int8 .* has seeds \[0\], but the run has \[0, 1\]"):
+        choose_settings(rows)
+    with pytest.raises(ValueError, match="there are no rows"):
+        choose_settings([])
+
+
+@pytest.mark.parametrize(
+    ("quantum", "words"),
+    [
+        ([0.95, 0.96, 0.97], "beat"),
+        ([0.85, 0.86, 0.87], "lost to"),
+        ([0.90, 0.93, 0.89], "no difference shown"),
+    ],
+)
+def test_verdict_in_words(quantum, words):
+    conventional = [0.90, 0.91, 0.92]
+    chosen = choose_settings([*make_arm("heisenberg", quantum), *make_arm("float", conventional)])
+    comparison = compare(chosen["heisenberg"], chosen["float"])
+    assert comparison.outcome == words
+    sentence = verdict(chosen)
+    assert words in sentence
+    differences = np.subtract(quantum, conventional)
+    spread = max(stats.sem(differences), 1 / 359 / math.sqrt(3))
+    low, high = stats.t.interval(0.95, 2, loc=differences.mean(), scale=spread)
+    assert f"{100 * differences.mean():+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}" in sentence
+    assert f"({100 * np.mean(quantum):.2f} %)" in sentence
+    assert "3 paired seeds, 359 test images each" in sentence
+
+
+def test_pairing_removes_what_seeds_share():
+    chosen = choose_settings([*make_arm("heisenberg", [0.81, 0.91, 0.99]), *make_arm("float", [0.80, 0.89, 0.98])])
+    comparison = compare(chosen["heisenberg"], chosen["float"])
+    assert comparison.interval.half < chosen["float"].test.half / 10
+    with pytest.raises(ValueError, match="seed by seed"):
+        compare(chosen["heisenberg"], replace(chosen["float"], rows=chosen["float"].rows[:2]))
+
+
+def test_best_conventional_is_the_best_in_validation():
+    chosen = choose_settings(
+        [
+            *make_arm("heisenberg", [0.9, 0.9], validation=0.9),
+            *make_arm("strongly_entangling", [0.5, 0.6], validation=0.91),
+            *make_arm("float", [0.99, 0.99], validation=0.92),
+            *make_arm("int8", [0.7, 0.71], validation=0.93),
+        ]
+    )
+    assert best(chosen, "conventional").arm.name == "int8"
+    assert verdict(chosen).startswith("Quantum, strongly entangling (55.00 %)")
+    assert "Conv2d int8 (70.50 %)" in verdict(chosen)
+
+
+def test_every_quantum_arm_meets_the_best_conventional_one_and_all_controls():
+    arms = ("float", "int8", "heisenberg", "strongly_entangling", "product", "trig_polynomial")
+    chosen = choose_settings([row for arm in arms for row in make_arm(arm, [0.9, 0.92, 0.91])])
+    pairs = [(c.a.arm.name, c.b.arm.name) for c in comparisons(chosen)]
+    conventional = best(chosen, "conventional").arm.name
+    assert sorted(pairs) == sorted(
+        (a, b) for a in ("heisenberg", "strongly_entangling") for b in (conventional, "product", "trig_polynomial")
+    )
+    assert comparisons(chosen)[0].sentence() == verdict(chosen)
+    for comparison in comparisons(chosen):
+        assert comparison.adjusted == t_interval([0.0] * 3, resolution=1 / 359, level=1 - 0.05 / 6)
+
+
+def test_a_lead_by_chance_does_not_survive_the_adjustment():
+    chosen = choose_settings(
+        [
+            *make_arm("heisenberg", [0.92, 0.94, 0.96]),
+            *make_arm("float", [0.90, 0.91, 0.92]),
+            *(
+                row
+                for arm in ("product", "trig_polynomial", "random_convolution")
+                for row in make_arm(arm, [0.9, 0.9, 0.9])
+            ),
+        ]
+    )
+    first = comparisons(chosen)[0]
+    assert (first.outcome, first.adjusted_outcome) == ("beat", "no difference shown")
+
+
+@pytest.mark.parametrize(("arm", "missing"), [("float", "quantum"), ("heisenberg", "conventional")])
+def test_no_verdict_without_both_families(arm, missing):
+    assert verdict(choose_settings(make_arm(arm, [0.9]))) == f"No verdict: the run has no {missing} arm."
+
+
+def test_one_seed_shows_nothing():
+    chosen = choose_settings([*make_arm("heisenberg", [0.99]), *make_arm("float", [0.5])])
+    assert "no difference can be shown with one seed (+49.00 points, no interval" in verdict(chosen)
