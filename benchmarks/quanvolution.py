@@ -6,7 +6,8 @@ single timings depend on caches and load. Gradients are taken with respect to we
     python benchmarks/quanvolution.py                 # W1 and W2
     python benchmarks/quanvolution.py W1 --rounds 15 --json out.json
 
-Workloads: 32 images of 1x28x28, float32, angle encoding, 2x2 kernel on 4 qubits, <Z> of every wire.
+Workloads: 32 images of 1x28x28, float32, angle encoding, 2x2 kernel on 4 qubits, <Z> of every wire. PennyLane computes
+in double precision inside, as its users get it.
     W1  stride 2 (6,272 patches)      W2  stride 1 (23,328 patches)
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from typing import Literal, get_args
 
 from circuits.drawing import draw
@@ -12,6 +13,14 @@ from circuits.gates import AMPLITUDE, GATES, GateSpec
 from circuits.naming import unknown
 
 Source = Literal["input", "weight", "const"]
+
+
+def _whole(name: str, value: object) -> int:
+    """A whole number as an int; numpy's are welcome, floats and texts are not."""
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: give a whole number") from None
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class Angle:
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
             raise unknown("angle source", self.source, get_args(Source))
+        object.__setattr__(self, "index", _whole("angle index", self.index))
+        if self.source == "const" and self.scale != 1:
+            raise ValueError(f"constant angle has scale {self.scale}: its value is the offset alone, so give scale 1")
         if self.index < 0 or (self.source == "const" and self.index != 0):
             raise ValueError(
                 f"angle of source {self.source!r} has index {self.index}: it must be 0 or, if not const, more"
@@ -43,8 +55,11 @@ class Angle:
         if not (abs(self.scale) < float("inf") and abs(self.offset) < float("inf")):
             raise ValueError(f"angle has scale {self.scale} and offset {self.offset}: both must be finite")
 
-    def __neg__(self) -> Angle:
-        return replace(self, scale=-self.scale, offset=-self.offset)
+    def times(self, factor: float) -> Angle:
+        """The angle multiplied by a number."""
+        if self.source == "const":
+            return replace(self, offset=self.offset * factor)
+        return replace(self, scale=self.scale * factor, offset=self.offset * factor)
 
     def text(self) -> str:
         """The angle as written in a circuit's canonical text: exact decimals."""
@@ -81,6 +96,11 @@ class Gate:
     def __post_init__(self) -> None:
         if self.name not in GATES:
             raise unknown("gate", self.name, GATES)
+        # Lists are welcome; what is stored is hashable.
+        object.__setattr__(self, "wires", tuple(_whole("wire", wire) for wire in self.wires))
+        object.__setattr__(self, "angles", tuple(self.angles))
+        if not all(isinstance(angle, Angle) for angle in self.angles):
+            raise ValueError(f"gate {self.name} was given angles {self.angles}: each must be a circuits.Angle")
         if len(set(self.wires)) != len(self.wires):
             raise ValueError(f"gate {self.name} acts on wires {self.wires}: they must differ")
         spec = self.spec
@@ -112,7 +132,7 @@ class Gate:
         if self.spec.inverse is None:
             raise ValueError(f"gate {self.name} prepares a state from |0...0> and has no inverse")
         name, order = self.spec.inverse
-        return Gate(name, self.wires, tuple(-self.angles[k] for k in order))
+        return Gate(name, self.wires, tuple(self.angles[k].times(-1.0) for k in order))
 
     def text(self) -> str:
         """The gate as one line of a circuit's canonical text."""

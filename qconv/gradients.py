@@ -120,6 +120,10 @@ def _feature_gradient(compiled: Compiled, angles: Tensor, features: Tensor, grad
     of x, which keeps the shots' noise in proportion.
     """
     result = torch.zeros_like(features)
+    # f does not change with the length of x: in units of the largest feature the squares stay in range.
+    largest = features.abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
+    features = features / unit
     square = features.square().sum(1, keepdim=True)
     step = square.sqrt()
     value = _run(compiled, angles, features)
@@ -132,7 +136,7 @@ def _feature_gradient(compiled: Compiled, angles: Tensor, features: Tensor, grad
         slope = ((ends[0] - ends[1]) / (2 * step) - 2 * value * features[:, k, None]) / square
         # A patch of zeros alone stays |0...0> by convention, with gradient 0.
         result[:, k] = torch.where(square[:, 0] > 0, (grad * slope).sum(1), 0.0)
-    return result
+    return result / unit
 
 
 def compile_differentiable(

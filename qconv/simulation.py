@@ -5,7 +5,7 @@ from torch import Tensor
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
 from qconv.backends.loading import load_backend
-from qconv.backends.protocol import Backend
+from qconv.backends.protocol import Backend, full_precision
 from qconv.gradients import compile_differentiable
 
 
@@ -43,5 +43,6 @@ def simulate(
         raise ValueError(f"weights have shape {tuple(weights.shape)}: give (n_weights,) or (filters, n_weights)")
     runner = load_backend(backend) if isinstance(backend, str) else backend
     compiled = compile_differentiable(runner, circuit, shots=shots, noise=noise, seed=seed)
-    values = compiled(inputs, weights[None] if weights.ndim == 1 else weights)
+    with full_precision(weights):
+        values = compiled(inputs, weights[None] if weights.ndim == 1 else weights)
     return values[:, 0] if weights.ndim == 1 else values

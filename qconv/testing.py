@@ -121,6 +121,15 @@ def _cases() -> dict[str, Circuit]:
         "one wire": kernel("basic_entangler", 1, readout=["X", "Y", "Z"]),
         "re-uploading": reupload + reupload.shift_weights(reupload.n_weights),
         "amplitude": kernel("basic_entangler", 2, encoding="amplitude"),
+        "wires encoded almost alike": Circuit(
+            2,
+            (
+                Gate("Rot", (0,), (Angle("const", 0, 1.0, 0.3), Angle("input", 0), Angle("const", 0, 1.0, 0.2))),
+                Gate("Rot", (1,), (Angle("input", 1), Angle("input", 1), Angle("input", 1))),
+                Gate("CRX", (0, 1), (Angle("weight", 0),)),
+            ),
+            ("ZI", "XY"),
+        ),
         "controlled rotations, shared and scaled weights": Circuit(
             2,
             (

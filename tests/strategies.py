@@ -20,7 +20,8 @@ def gates(
     for _ in range(GATES[name].n_angles or 0):
         source = draw(st.sampled_from(sources))
         index = 0 if source == "const" else draw(st.integers(0, (inputs if source == "input" else weights) - 1))
-        angles.append(Angle(source, index, draw(numbers), draw(numbers)))
+        scale = 1.0 if source == "const" else draw(numbers)
+        angles.append(Angle(source, index, scale, draw(numbers)))
     return Gate(name, on, tuple(angles))
 
 

@@ -90,6 +90,57 @@ def test_named_kernels_agree_with_the_oracle(backend, encoding, name):
     agree(backend, circuit, torch.float64)
 
 
+def both(*names):
+    """Two wires encoded by the gates named for each, with features, constants and weights told apart."""
+    sources = {"x": Angle("input", 0, 0.8, 0.1), "y": Angle("input", 1, -1.1), "c": Angle("const", 0, 1.0, 0.4)}
+    gates = []
+    for wire, text in enumerate(names):
+        for part in text.split():
+            name, letters = part.split(":")
+            gates.append(Gate(name, (wire,), tuple(sources[letter] for letter in letters)))
+    return Circuit(2, (*gates, Gate("CNOT", (0, 1)), Gate("RX", (0,), (Angle("weight", 0),))), ("ZI", "IX", "YZ"))
+
+
+@pytest.mark.parametrize(
+    "circuit",
+    [
+        both("Rot:cxc", "Rot:yyy"),
+        both("RX:c RY:x", "RX:y RY:y"),
+        both("RX:x RY:y", "RX:c RY:y"),
+        both("U3:xcc", "U3:cyc"),
+        both("RX:c RY:x", "RX:c RY:y"),
+        both("RY:x", "RZ:y"),
+        both("H: RZ:x", "RY:y"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["fourier", "auto"])
+def test_wires_encoded_almost_alike_are_told_apart(backend, circuit):
+    agree(backend, circuit, torch.float64)
+
+
+def test_half_precision_never_enters_a_circuit():
+    circuit = kernel("heisenberg", 3)
+    x, w = draw_numbers(circuit, dtype=torch.float32)
+    for backend in ("fourier", "statevector"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = simulate(circuit, x, w, backend=backend)
+        assert torch.equal(inside, simulate(circuit, x, w, backend=backend))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_amplitudes_of_any_size_are_normalized(size):
+    circuit = kernel("strongly_entangling", 2, encoding="amplitude")
+    x, w = draw_numbers(circuit, dtype=torch.float32)
+    x = x * size
+    values, dx, _ = expected(circuit, x, w)
+    for backend in ("statevector", "qiskit"):
+        images = x.clone().requires_grad_()
+        got = simulate(circuit, images, w, backend=backend)
+        np.testing.assert_allclose(got.detach(), values, atol=1e-5)
+        (gradient,) = torch.autograd.grad(got.sum(), images)
+        np.testing.assert_allclose(gradient.double() * size, dx.sum((1, 2)) * size, atol=1e-4)
+
+
 def test_many_patches_take_the_same_road_as_few():
     # More patches than basis states: the unitary of the trainable part is built once.
     circuit = kernel("strongly_entangling", 2, readout=["ZI", "YX"])
@@ -253,7 +304,6 @@ def test_no_patches_give_no_values():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("statevector", {}),
         ("pennylane", {}),
         ("pennylane", {"device": "lightning.qubit"}),
         ("qiskit", {}),
@@ -261,13 +311,13 @@ def test_no_patches_give_no_values():
     ],
 )
 def test_conformance(name, options):
-    assert len(check_backend(load_backend(name, **options))) == 7
+    assert len(check_backend(load_backend(name, **options))) == 8
 
 
 def test_conformance_of_fourier():
     refused = ("re-uploading", "amplitude")
     ran = check_backend(load_backend("fourier"), may_refuse=lambda case: case in refused)
-    assert len(ran) == 5
+    assert len(ran) == 6
 
 
 def test_auto_says_what_it_chose():
@@ -334,7 +384,7 @@ def test_a_backend_of_your_own_is_differentiated_by_shifts():
 
             return Frozen()
 
-    assert len(check_backend(Mine())) == 7
+    assert len(check_backend(Mine())) == 8
 
 
 BIG = Circuit(2, (Gate("RY", (0,), (Angle("input", 1),)), Gate("RX", (1,), (Angle("weight", 2),))), ("ZZ",))
@@ -351,6 +401,10 @@ BIG = Circuit(2, (Gate("RY", (0,), (Angle("input", 1),)), Gate("RX", (1,), (Angl
         (lambda x, w: simulate(BIG, x, w, backend="statevector", noise=NOISE), "use backend 'fourier', 'qiskit'"),
         (lambda x, w: simulate(BIG, x, w, backend="pennylane", noise=NOISE), "use device 'default.mixed'"),
         (lambda x, w: simulate(BIG, x[:, :1], w), "takes 2 inputs but inputs have shape (3, 1)"),
+        (lambda x, w: simulate(BIG, torch.cat([x, x], 1), w), "takes 2 inputs but inputs have shape (3, 4)"),
+        (lambda x, w: simulate(BIG, x, torch.cat([w, w], 1)), "takes 3 weights but weights have shape (2, 6)"),
+        (lambda x, w: simulate(BIG, x, w, noise="depolarizing"), "noise is a str"),
+        (lambda x, w: simulate(BIG, x, w, backend="qiskit", seed=-1), "seed is -1"),
         (lambda x, w: simulate(BIG, x, w[:, :2]), "takes 3 weights but weights have shape (2, 2)"),
         (lambda x, w: simulate(BIG, x.float(), w), "torch.float32 and weights torch.float64"),
         (lambda x, w: simulate(BIG, x.half(), w.half()), "must be torch.float32 or both torch.float64"),

@@ -73,10 +73,13 @@ def normalized(features: Tensor, size: int) -> Tensor:
     A row of zeros has no direction; by convention it becomes |0...0>, with gradient 0.
     """
     padded = torch.nn.functional.pad(features, (0, size - features.shape[-1]))
-    square = padded.square().sum(-1, keepdim=True)
-    empty = square == 0
-    # The inner where keeps the gradient of sqrt finite for the rows that the outer one replaces.
-    amplitudes = padded * torch.where(empty, torch.ones_like(square), square).rsqrt()
+    largest = padded.detach().abs().amax(-1, keepdim=True)
+    empty = largest == 0
+    # Scaled by a constant first, which changes neither value nor gradient but keeps the squares in range.
+    scaled = padded / torch.where(empty, torch.ones_like(largest), largest)
+    square = scaled.square().sum(-1, keepdim=True)
+    # The inner where keeps the gradient of the root finite for the rows that the outer one replaces.
+    amplitudes = scaled * torch.where(empty, torch.ones_like(square), square).rsqrt()
     ground = torch.zeros_like(padded)
     ground[..., 0] = 1
     return torch.where(empty, ground, amplitudes)

@@ -9,7 +9,7 @@ from circuits.circuit import Circuit
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from qconv.backends.fourier import FourierBackend
-from qconv.backends.protocol import Backend, Compiled, Unsupported
+from qconv.backends.protocol import Backend, Compiled, Unsupported, check_options
 from qconv.backends.statevector import StatevectorBackend
 
 
@@ -32,6 +32,7 @@ class AutoBackend:
 
     def choose(self, circuit: Circuit, shots: int | None, noise: NoiseModel | None) -> tuple[Backend, str]:
         """The backend for this circuit, and the reason in words."""
+        check_options(shots, noise, None)
         if shots is not None:
             return _qiskit(), f"qiskit: {shots} shots are sampled from counts of AerSimulator"
         try:

@@ -14,8 +14,8 @@ from circuits.circuit import Circuit
 from circuits.interop import apply_in_pennylane, pennylane_observable
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
-from qconv.backends.protocol import Unsupported, check_call, check_shots, device_counts, measurement_settings
-from qconv.backends.statevector import readout_counts, simulation_counts
+from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.statevector import simulation_counts
 
 # Devices written in torch-compatible arithmetic: they take batches and autograd flows through them.
 _TORCH_DEVICES = ("default.qubit", "default.mixed")
@@ -36,7 +36,7 @@ class PennylaneCompiled:
         self.circuit = circuit
         self.differentiable = device in _TORCH_DEVICES and shots is None
         self._angles, self._features = angles_of(circuit), features_of(circuit)
-        self._shots = shots
+        self._shots, self._mixed = shots, device == "default.mixed"
         if shots is not None and seed is not None and device in (*_TORCH_DEVICES, "lightning.qubit"):
             options = {"seed": seed, **options}
         try:
@@ -78,13 +78,11 @@ class PennylaneCompiled:
         return values.to(weights).reshape(len(inputs), len(weights), -1)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
-        """See Compiled: a state vector simulated gate by gate for every patch."""
-        size, runs = 2**self.circuit.n_wires, patches * filters
-        observables = self.circuit.observables
-        return (
-            simulation_counts(self.circuit.gates, size, runs)
-            + readout_counts(size, len(observables), runs)
-            + device_counts(self.circuit, len(measurement_settings(observables)), runs, self._shots)
+        """See Compiled: every patch gate by gate."""
+        settings = len(measurement_settings(self.circuit.observables))
+        runs = patches * filters
+        return simulation_counts(self.circuit, runs, self._mixed) + device_counts(
+            self.circuit, settings, runs, self._shots
         )
 
 
@@ -105,7 +103,7 @@ class PennylaneBackend:
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> PennylaneCompiled:
         """See Backend."""
-        check_shots(shots)
+        check_options(shots, noise, seed)
         if noise is not None and self.device != "default.mixed":
             raise Unsupported(
                 f"PennyLane device {self.device!r} was asked for noise: use device 'default.mixed', or backend "

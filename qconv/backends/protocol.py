@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -59,20 +60,33 @@ class Backend(Protocol):
         ...
 
 
-def check_shots(shots: int | None) -> None:
-    """Raise a ValueError unless shots is None or a positive whole number."""
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Switch torch.autocast off on a tensor's device: half precision never enters a circuit."""
+    device = tensor.device.type
+    # Some devices, such as "meta", know no autocast at all.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def check_options(shots: int | None, noise: NoiseModel | None, seed: int | None) -> None:
+    """Raise a ValueError unless shots, noise and seed are what every backend takes."""
     if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise ValueError(f"shots is {shots!r}: give a whole number of at least 1, or None for exact expectation values")
+    if noise is not None and not isinstance(noise, NoiseModel):
+        raise ValueError(f"noise is a {type(noise).__name__}: give a circuits.NoiseModel, or None for none")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ValueError(f"seed is {seed!r}: give a whole number of at least 0, or None")
 
 
 def check_call(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
     """Raise a ValueError unless inputs are (P, n_inputs) and weights (F, n_weights), of one real dtype."""
-    if inputs.ndim != 2 or inputs.shape[1] < circuit.n_inputs:
+    if inputs.ndim != 2 or inputs.shape[1] != circuit.n_inputs:
         raise ValueError(
             f"circuit takes {circuit.n_inputs} inputs but inputs have shape {tuple(inputs.shape)}: "
             f"give (patches, {circuit.n_inputs})"
         )
-    if weights.ndim != 2 or weights.shape[1] < circuit.n_weights:
+    if weights.ndim != 2 or weights.shape[1] != circuit.n_weights:
         raise ValueError(
             f"circuit takes {circuit.n_weights} weights but weights have shape {tuple(weights.shape)}: "
             f"give (filters, {circuit.n_weights})"

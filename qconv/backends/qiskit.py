@@ -18,8 +18,8 @@ from circuits.circuit import Circuit
 from circuits.interop import build_qiskit, preparation_angles, reversed_bits
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
-from qconv.backends.protocol import check_call, check_shots, device_counts, measurement_settings
-from qconv.backends.statevector import readout_counts, simulation_counts
+from qconv.backends.protocol import check_call, check_options, device_counts, measurement_settings
+from qconv.backends.statevector import simulation_counts
 
 Real = NDArray[np.float64]
 _UNBINDABLE = {"crx", "cry", "crz", "cp", "cu1"}
@@ -34,7 +34,7 @@ class QiskitCompiled:
         self, circuit: Circuit, simulator: AerSimulator, shots: int | None, noise: NoiseModel | None, seed: int | None
     ) -> None:
         self.circuit = circuit
-        self._simulator, self._shots = simulator, shots
+        self._simulator, self._shots, self._mixed = simulator, shots, noise is not None
         self._angles, self._features = angles_of(circuit), features_of(circuit)
         # Each call draws its own seed, so that the shots of successive calls are independent.
         self._rng = np.random.default_rng(seed)
@@ -110,12 +110,10 @@ class QiskitCompiled:
         return np.repeat(values, repeats, axis=0)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
-        """See Compiled: a state vector simulated gate by gate for every patch."""
-        size, runs = 2**self.circuit.n_wires, patches * filters
-        return (
-            simulation_counts(self.circuit.gates, size, runs)
-            + readout_counts(size, len(self.circuit.observables), runs)
-            + device_counts(self.circuit, len(self._settings), runs, self._shots)
+        """See Compiled: every patch gate by gate."""
+        runs = patches * filters
+        return simulation_counts(self.circuit, runs, self._mixed) + device_counts(
+            self.circuit, len(self._settings), runs, self._shots
         )
 
 
@@ -150,7 +148,7 @@ class QiskitBackend:
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> QiskitCompiled:
         """See Backend."""
-        check_shots(shots)
+        check_options(shots, noise, seed)
         if self.method not in (None, "density_matrix") and noise is not None and shots is None:
             raise ValueError(
                 f"Aer's method {self.method!r} samples noise but shots=None was asked: give shots, or method "

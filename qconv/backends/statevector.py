@@ -12,7 +12,7 @@ from circuits.circuit import Circuit, Gate
 from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angle_value, normalized
-from qconv.backends.protocol import Unsupported, check_call, check_shots, device_counts, measurement_settings
+from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
 
 MAX_WIRES = 20  # 8 MB a patch in complex64
 
@@ -151,22 +151,53 @@ class StatevectorCompiled:
         return values.expand(len(inputs), len(weights), -1)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
-        """See Compiled: the gates that see the patch, one product with the unitary of the others, the readout."""
+        """See Compiled: mirrors `__call__`, gates that see no patch once for all of them."""
         size = 2**self.circuit.n_wires
-        runs = patches * filters
-        total = device_counts(self.circuit, len(measurement_settings(self.circuit.observables)), runs, shots=None)
-        total += simulation_counts(self.circuit.gates[: self._split], size, patches)
-        if self._split < len(self.circuit.gates):
+        settings = len(measurement_settings(self.circuit.observables))
+        total = device_counts(self.circuit, settings, patches * filters, shots=None)
+        head, tail = self.circuit.gates[: self._split], self.circuit.gates[self._split :]
+        seen = per_filter = False
+        for gate in head:
+            seen, per_filter = seen or gate.depends_on("input"), per_filter or gate.depends_on("weight")
+            runs = (patches if seen else 1) * (filters if per_filter else 1)
+            total += gate_counts(gate, size, runs)
+        per_filter = per_filter or any(gate.depends_on("weight") for gate in tail)
+        runs = patches * (filters if per_filter else 1)
+        if size <= patches and tail:
+            for gate in tail:
+                total += gate_counts(gate, size, size * filters)
             total["mac:fp32*fp32"] += 4 * size * size * runs
-        total += readout_counts(size, len(self.circuit.observables), runs)
-        return total
+        else:
+            for gate in tail:
+                total += gate_counts(gate, size, runs)
+        return total + readout_counts(size, len(self.circuit.observables), runs)
 
 
-def simulation_counts(gates: tuple[Gate, ...], size: int, runs: int) -> Counter[str]:
-    """Real multiply-accumulates of applying gates to `runs` states of `size` amplitudes, four a complex product."""
-    macs = sum(4 * size * 2 ** len(gate.wires) for gate in gates if gate.name != AMPLITUDE)
-    prepared = sum(len(gate.angles) for gate in gates if gate.name == AMPLITUDE)
-    return +Counter({"mac:fp32*fp32": (macs + prepared) * runs, "mul:fp32": prepared * runs})
+def gate_counts(gate: Gate, size: int, runs: int) -> Counter[str]:
+    """Real multiply-accumulates of one gate on `runs` states of `size` numbers, four a complex product.
+
+    A permutation moves numbers and multiplies none; a state preparation normalizes its features.
+    """
+    if gate.name == AMPLITUDE:
+        return Counter({"mac:fp32*fp32": len(gate.angles) * runs, "mul:fp32": len(gate.angles) * runs})
+    if not gate.angles and _is_permutation(gate.name):
+        return Counter()
+    return Counter({"mac:fp32*fp32": 4 * size * 2 ** len(gate.wires) * runs})
+
+
+def simulation_counts(circuit: Circuit, runs: int, noisy: bool) -> Counter[str]:
+    """What a simulator runs that takes every patch and filter gate by gate.
+
+    Args:
+        circuit: The kernel.
+        runs: (patch, filter) pairs.
+        noisy: Whether it holds a density matrix: 4^n numbers, each gate from both sides.
+    """
+    size = 2**circuit.n_wires
+    total = readout_counts(size, len(circuit.observables), runs)
+    for gate in circuit.gates:
+        total += gate_counts(gate, size, runs * (2 * size if noisy else 1))
+    return total
 
 
 def readout_counts(size: int, observables: int, runs: int) -> Counter[str]:
@@ -183,7 +214,7 @@ class StatevectorBackend:
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> StatevectorCompiled:
         """See Backend."""
-        check_shots(shots)
+        check_options(shots, noise, seed)
         if shots is not None:
             raise Unsupported(
                 f"backend 'statevector' gives exact values but shots={shots} was asked: use backend 'qiskit' or "
