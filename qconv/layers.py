@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from math import ceil, pi
 from typing import Any
 
@@ -17,12 +18,13 @@ from circuits.encodings import find_encoding
 from circuits.kernels import kernel as named_kernel
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
+from qconv.backends import fused
 from qconv.backends.contraction import contract, polynomial_counts, scaled
 from qconv.backends.fourier import MAX_WIRES, FourierCompiled
 from qconv.backends.loading import AutoBackend, load_backend
-from qconv.backends.protocol import Backend, Compiled
+from qconv.backends.protocol import Backend, Compiled, full_precision
 from qconv.gradients import compile_differentiable
-from qconv.patches import Geometry, Pair, fold, unfold
+from qconv.patches import Geometry, Pair, fold, pad, unfold, whole
 
 CHANNELS = ("joint",)
 
@@ -49,8 +51,7 @@ class PatchConv2d(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
+            whole(value, name, 1)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise ValueError(
@@ -58,6 +59,10 @@ class PatchConv2d(nn.Module):
                 )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.geometry = Geometry.of(kernel_size, stride, padding, dilation, padding_mode)
+        # As nn.Conv2d has them, for tools that read a convolution.
+        self.kernel_size, self.stride = self.geometry.kernel_size, self.geometry.stride
+        self.padding, self.dilation = self.geometry.padding, self.geometry.dilation
+        self.padding_mode = padding_mode
 
     @property
     def features(self) -> int:
@@ -93,25 +98,32 @@ class PatchConv2d(nn.Module):
             )
         if not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: convert them to floats first, such as images.float() / 255")
-        device = images.device.type
-        # Some devices, such as "meta", know no autocast at all.
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if images.dtype != self.weight.dtype and not autocast:
+        precision = full_precision(images)
+        if images.dtype != self.weight.dtype and isinstance(precision, nullcontext):
             raise ValueError(
                 f"images are {images.dtype} but the layer is {self.weight.dtype}: convert one with .to(dtype)"
             )
         # Half precision never enters a circuit: errors of angles would grow with depth.
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        with precision:
             return self._forward(images.to(self.weight.dtype))
+
+    def convolve(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H', W'), without bias."""
+        return self._over_patches(pad(images, self.geometry), self.weight)
+
+    def _over_patches(self, padded: Tensor, weight: Tensor) -> Tensor:
+        """Cut padded images into patches, evaluate each group, and put the outputs back in their places."""
+        unpadded = replace(self.geometry, padding=(0, 0))
+        size = unpadded.output_size(padded.shape[-2], padded.shape[-1])
+        outputs = []
+        for part, weights in zip(padded.chunk(self.groups, dim=1), weight.chunk(self.groups), strict=True):
+            values = self.evaluate(unfold(part, self.geometry), weights)
+            outputs.append(fold(values[:, : self.out_channels // self.groups], len(padded), size))
+        return outputs[0] if self.groups == 1 else torch.cat(outputs, dim=1)
 
     def _forward(self, images: Tensor) -> Tensor:
         batch = images if images.ndim == 4 else images[None]
-        size = self.geometry.output_size(batch.shape[-2], batch.shape[-1])
-        outputs = []
-        for part, weights in zip(batch.chunk(self.groups, dim=1), self.weight.chunk(self.groups), strict=True):
-            values = self.evaluate(unfold(part, self.geometry), weights)
-            outputs.append(fold(values[:, : self.out_channels // self.groups], len(batch), size))
-        result = outputs[0] if self.groups == 1 else torch.cat(outputs, dim=1)
+        result = self.convolve(batch)
         if self.bias is not None:
             result = result + self.bias[:, None, None]
         result = result.contiguous()
@@ -166,7 +178,7 @@ class QuantumConv2d(PatchConv2d):
         backend: "auto", another name of `qconv.backends.backend_names()`, or a backend object.
         shots: Samples a circuit; None for exact expectation values.
         noise: A circuits.NoiseModel; None for none.
-        seed: Draws the structure of kernel "random" and makes shots repeatable.
+        seed: Draws the structure of kernel "random" (None draws that of seed 0) and makes shots repeatable.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
 
@@ -283,6 +295,18 @@ class QuantumConv2d(PatchConv2d):
                 self.weight[:, sorted(entangling)] = 0
             if self.bias is not None:
                 self.bias.zero_()
+
+    def convolve(self, images: Tensor) -> Tensor:
+        """See PatchConv2d: by the fused kernel where it applies, else patch by patch."""
+        compiled = self._compile()
+        if isinstance(compiled, FourierCompiled):
+            outs = self.out_channels // self.groups
+            result = fused.convolve(
+                compiled, images, self.weight, self.geometry, self.groups, outs, plain=self._over_patches
+            )
+            if result is not None:
+                return result
+        return super().convolve(images)
 
     def evaluate(self, patches: Tensor, weights: Tensor) -> Tensor:
         """See PatchConv2d: outputs ordered (filter, observable)."""

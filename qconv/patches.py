@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +14,27 @@ Pair = tuple[int, int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
+def whole(value: object, name: str, least: int) -> int:
+    """A whole number of at least `least`; numpy's are welcome.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}")
+    return number
+
+
 def pair(value: int | Pair, name: str, least: int) -> Pair:
     """One number for both axes, or one each, as (vertical, horizontal)."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
-        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}, or two of them")
-    return both[0], both[1]
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2:
+        raise ValueError(f"{name} is {value!r}: give one whole number, or two")
+    return whole(both[0], name, least), whole(both[1], name, least)
 
 
 @dataclass(frozen=True)
@@ -99,28 +115,28 @@ class Geometry:
         return sizes[0], sizes[1]
 
 
+def pad(images: Tensor, geometry: Geometry) -> Tensor:
+    """Images (B, C, H, W) with their margins."""
+    geometry.output_size(images.shape[-2], images.shape[-1])
+    (top, bottom), (left, right) = geometry.margins()
+    if not (top or bottom or left or right):
+        return images
+    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+    return F.pad(images, (left, right, top, bottom), mode=mode)
+
+
 def unfold(images: Tensor, geometry: Geometry) -> Tensor:
-    """Cut images into patches.
+    """Cut padded images into patches.
 
     Args:
-        images: (B, C, H, W).
-        geometry: How the kernel moves.
+        images: (B, C, H, W), padded.
+        geometry: How the kernel moves; its padding is not applied again.
 
     Returns:
         (B * H' * W', C * taps): features in nn.Unfold's order (channel, row, column), patches in the order (image, row,
         column). The memory is laid out feature by feature: backends work on all patches of one feature at a time.
     """
-    geometry.output_size(images.shape[-2], images.shape[-1])
-    (top, bottom), (left, right) = geometry.margins()
-    inside: Pair | int = 0
-    if geometry.padding_mode != "zeros":
-        if top or bottom or left or right:
-            images = F.pad(images, (left, right, top, bottom), mode=geometry.padding_mode)
-    elif (top, left) == (bottom, right):
-        inside = (top, left)
-    else:
-        images = F.pad(images, (left, right, top, bottom))
-    columns = F.unfold(images, geometry.kernel_size, geometry.dilation, inside, geometry.stride)
+    columns = F.unfold(images, geometry.kernel_size, geometry.dilation, 0, geometry.stride)
     return columns.transpose(0, 1).flatten(1).t()
 
 

@@ -26,7 +26,8 @@ from circuits.circuit import Angle, Circuit, Gate
 from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import Channel, NoiseModel
 from qconv.backends.contraction import contract, polynomial_counts, scaled
-from qconv.backends.protocol import Unsupported, check_call, check_shots, device_counts, measurement_settings
+from qconv.backends.fused import register
+from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
 
 Real = NDArray[np.float64]
 MAX_WIRES = 10  # 4^10 coefficients an observable: 4 MB in float32
@@ -70,6 +71,11 @@ class PauliOp:
     angle: Angle | None = None
     pauli: str | None = None
 
+    def form(self) -> tuple[object, ...]:
+        """What it does apart from the numbers in its angle: equal forms are evaluated together."""
+        source = None if self.angle is None else self.angle.source
+        return source, *(part.tobytes() for part in self.parts)
+
 
 @dataclass
 class _Group:
@@ -87,7 +93,7 @@ def gate_ops(gate: Gate) -> list[PauliOp]:
     ops = []
     for rotation in gate.spec.rotations:
         angle, factor = gate.angles[rotation.angle], rotation.factor
-        turned = Angle(angle.source, angle.index, angle.scale * factor, angle.offset * factor)
+        turned = angle.times(factor)
         ops.append(PauliOp(gate.wires, rotation_parts(rotation.pauli), turned, rotation.pauli))
     return ops
 
@@ -284,14 +290,12 @@ class WireFeatures:
             self.digits.append(to_features)
         alike: dict[tuple[object, ...], list[int]] = {}
         for wire, ops in enumerate(encoders):
-            alike.setdefault(
-                tuple((op.parts[0].tobytes(), op.parts[1].tobytes(), op.angle is None) for op in ops), []
-            ).append(wire)
+            alike.setdefault((tuple(self.active[wire]), *(op.form() for op in ops)), []).append(wire)
         self._alike = list(alike.values())
 
     @staticmethod
     def bloch(ops: list[PauliOp], angles: Real) -> Real:
-        """Bloch vectors (N, 4) after an encoding's operations, for given angles (N, ops) of those that read a feature."""
+        """Bloch vectors (N, 4) after an encoding's operations; angles (N, ops) are for those that read a feature."""
         vectors = np.tile([1.0, 0, 0, 1], (len(angles), 1))
         for k, op in enumerate(ops):
             even, cosine, sine = op.parts
@@ -388,6 +392,7 @@ class FourierCompiled:
         encoders, self.block = split_encoding(circuit, noise)
         self.features = WireFeatures(encoders)
         self.coefficients = Coefficients(circuit, self.block, self.features.digits)
+        self.fused = register(self, f"{circuit.text()}{noise}")
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
@@ -417,7 +422,7 @@ class FourierBackend:
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> FourierCompiled:
         """See Backend."""
-        check_shots(shots)
+        check_options(shots, noise, seed)
         if shots is not None:
             raise Unsupported(
                 f"backend 'fourier' gives exact values but shots={shots} was asked: use backend 'qiskit' or 'pennylane'"
