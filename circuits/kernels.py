@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from circuits.ansatze import ANSATZE, ansatz, find_ansatz
 from circuits.circuit import Circuit
 from circuits.encodings import encode, find_encoding
-from circuits.naming import unknown
 
 
 def kernel_names() -> tuple[str, ...]:
@@ -48,7 +47,7 @@ def readout_observables(readout: str | Sequence[str], wires: int) -> tuple[str, 
         raise ValueError('readout is an empty list: give "z" or at least one Pauli string such as "ZZII"')
     for text in strings:
         if not text or set(text) - set("IXYZ"):
-            raise unknown("readout", text, ["z", "Z" * wires])
+            raise ValueError(f"readout {text!r} is neither 'z' nor a Pauli string: give {wires} letters of I, X, Y, Z")
     # Lengths are checked by Circuit, which knows them best.
     return strings
 

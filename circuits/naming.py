@@ -16,6 +16,6 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
         A ValueError ready to raise.
     """
     names = list(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.4)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return ValueError(f"unknown {kind} {name!r}: {hint}Valid names: {', '.join(names)}")

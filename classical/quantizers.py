@@ -402,4 +402,5 @@ def quantizer(spec: str | Quantizer, role: Role = "weight") -> Quantizer:
     if any(spec in table for table in _BUILDERS.values()):
         raise ValueError(f"quantizer {spec!r} is not for {role}s: choose one of {', '.join(names)}")
     near = difflib.get_close_matches(str(spec), names, n=1, cutoff=0)[0]
-    raise ValueError(f"unknown {role} quantizer {spec!r}: the nearest name is {near!r}")
+    known = ", ".join(names)
+    raise ValueError(f"unknown {role} quantizer {spec!r}: the nearest name is {near!r}. Valid names: {known}")

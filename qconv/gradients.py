@@ -54,6 +54,11 @@ class ParameterShift:
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
         check_call(self.circuit, inputs, weights)
+        if torch._C._are_functorch_transforms_active():
+            raise ValueError(
+                "this backend has no autograd, and parameter shifts do not run inside torch.func transforms: use "
+                "backend 'fourier' or 'statevector' there"
+            )
         moving = {"input": inputs.requires_grad, "weight": weights.requires_grad, "const": False}
         angles = evaluate_angles(self._angles, inputs, weights)
         features = evaluate_angles(self._features, inputs, weights)

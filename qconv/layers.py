@@ -91,6 +91,15 @@ class PatchConv2d(nn.Module):
         Raises:
             ValueError: For another shape, number of channels or dtype.
         """
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"images are a {type(images).__name__}: give a torch.Tensor, such as torch.as_tensor(images)"
+            )
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the layer is {self.weight.dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
+                "with .float(), and use torch.autocast for mixed precision"
+            )
         if images.ndim not in (3, 4) or images.shape[-3] != self.in_channels:
             raise ValueError(
                 f"layer has {self.in_channels} input channels but images have shape {tuple(images.shape)}: "
@@ -167,7 +176,7 @@ class QuantumConv2d(PatchConv2d):
         padding: As nn.Conv2d, "same" and "valid" included.
         dilation: As nn.Conv2d.
         groups: As nn.Conv2d.
-        bias: Whether to add a trainable bias, started at 0.
+        bias: Whether to add a trainable bias, started at 0; unlike nn.Conv2d's, off by default.
         padding_mode: As nn.Conv2d.
         kernel: A name of `circuits.kernel_names()` or a Circuit.
         depth: Layers of a named kernel.

@@ -57,7 +57,10 @@ def check_shift_equivariance(layer: nn.Module, images: Tensor, stride: tuple[int
             shifted = layer(images.narrow(axis, step, images.shape[axis] - step))
             rows = full.shape[axis] - 1
             _close(
-                shifted.narrow(axis, 0, rows), full.narrow(axis, 1, rows), atol, f"shift equivariance along axis {axis}"
+                shifted.narrow(axis, 0, rows),
+                full.narrow(axis, 1, rows),
+                atol,
+                f"shift equivariance along axis {axis} at stride {step} (is the layer padded, or of another stride?)",
             )
 
 
@@ -93,7 +96,7 @@ def check_layer(
     atol: float = 1e-5,
     seed: int = 0,
 ) -> None:
-    """Run every check on one layer without padding.
+    """Run every check on one layer. It must have no padding, a `stride` as given here, and a seed if it has shots.
 
     Args:
         layer: Maps (B, in_channels, H, W) to (B, out_channels, H', W').
@@ -101,6 +104,7 @@ def check_layer(
         size: Height of the images, at least the kernel's reach plus a stride; the width is one stride more.
         stride: The layer's stride.
         atol: Largest difference allowed; for a layer with shots, several standard errors (6 / sqrt(shots) and more).
+            Shots need a seed of the layer's besides, since two copies of it must agree.
         seed: Draws the images.
     """
     dtype = next((p.dtype for p in layer.parameters()), torch.get_default_dtype())

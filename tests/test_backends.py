@@ -275,6 +275,27 @@ def test_aer_draws_every_patch_on_its_own():
     torch.testing.assert_close(values.std(0) / spread, torch.ones(2).double(), atol=5 / (2 * 300) ** 0.5, rtol=0)
 
 
+@pytest.mark.parametrize("encoding", ["angle", "amplitude"])
+@pytest.mark.parametrize("options", [{}, {"shots": 50, "seed": 0}], ids=["exact", "shots"])
+@pytest.mark.parametrize("backend", ["fourier", "statevector", "pennylane", "qiskit"])
+def test_nan_stays_nan_and_in_its_row(backend, options, encoding):
+    if (options and backend in ("fourier", "statevector")) or (backend, encoding) == ("fourier", "amplitude"):
+        pytest.skip(f"{backend} does not run this")
+    circuit = kernel("heisenberg", 2, encoding=encoding)
+    x, w = draw_numbers(circuit)
+    x[1, 0] = torch.nan
+    values = simulate(circuit, x, w, backend=backend, **options)
+    assert values[1].isnan().any()
+    assert values[[0, 2]].isfinite().all()
+
+
+def test_parameter_shifts_refuse_functorch():
+    circuit = kernel("heisenberg", 2)
+    x, w = draw_numbers(circuit)
+    with pytest.raises(ValueError, match="use backend 'fourier' or 'statevector'"):
+        torch.func.vmap(lambda row: simulate(circuit, row[None], w, backend="qiskit"))(x)
+
+
 def test_a_row_of_zeros_is_the_ground_state_and_has_no_gradient():
     circuit = kernel("basic_entangler", 2, encoding="amplitude")
     w = torch.zeros(1, circuit.n_weights, dtype=torch.float64)

@@ -14,7 +14,14 @@ from circuits.circuit import Circuit
 from circuits.interop import apply_in_pennylane, pennylane_observable
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
-from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.protocol import (
+    Unsupported,
+    check_call,
+    check_options,
+    device_counts,
+    measurement_settings,
+    split_invalid,
+)
 from qconv.backends.statevector import simulation_counts
 
 # Devices written in torch-compatible arithmetic: they take batches and autograd flows through them.
@@ -64,17 +71,25 @@ class PennylaneCompiled:
         if self._features:
             features = evaluate_angles(self._features, wide, wide_weights)
             state = normalized(features, 2**self.circuit.n_wires).to(torch.complex128)
-        if not self.differentiable:
-            angles = angles.detach().cpu().numpy()
-            state = None if state is None else state.detach().cpu().numpy()
         rows = len(inputs) * len(weights)
         if rows == 0:
             return weights.new_zeros(len(inputs), len(weights), len(self.circuit.observables))
+        invalid = np.zeros(rows, dtype=bool)
+        if not self.differentiable:
+            angles, invalid = split_invalid(angles.detach().cpu().numpy())
+            if state is not None:
+                state = state.detach().cpu().numpy()
+                lost = ~np.isfinite(state).all(axis=1)
+                state[lost] = np.eye(1, state.shape[1])
+                invalid |= lost
         results = self._node(angles, state)
         # A circuit without angles is run once and answers with a single number.
         values = torch.stack(
             [torch.as_tensor(np.asarray(r) if not torch.is_tensor(r) else r).expand(rows) for r in results], dim=-1
         )
+        if invalid.any():
+            values = values.clone()
+            values[torch.from_numpy(invalid)] = torch.nan
         return values.to(weights).reshape(len(inputs), len(weights), -1)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:

@@ -6,11 +6,15 @@ from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
+
+Real = NDArray[np.float64]
 
 
 class Unsupported(ValueError):
@@ -95,6 +99,15 @@ def check_call(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
         raise ValueError(
             f"inputs are {inputs.dtype} and weights {weights.dtype}: both must be torch.float32 or both torch.float64"
         )
+
+
+def split_invalid(rows: Real) -> tuple[Real, NDArray[np.bool_]]:
+    """Rows of angles for a simulator that samples: NaN and infinity replaced by 0, and which rows had them.
+
+    A sampler would turn NaN into some plausible outcome; those rows' values are NaN, as on exact backends.
+    """
+    invalid = ~np.isfinite(rows).all(axis=1)
+    return np.where(invalid[:, None], 0.0, rows), invalid
 
 
 def device_counts(circuit: Circuit, settings: int, executions: int, shots: int | None) -> Counter[str]:

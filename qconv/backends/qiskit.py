@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.quantum_info import Pauli
@@ -18,10 +17,9 @@ from circuits.circuit import Circuit
 from circuits.interop import build_qiskit, preparation_angles, reversed_bits
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
-from qconv.backends.protocol import check_call, check_options, device_counts, measurement_settings
+from qconv.backends.protocol import Real, check_call, check_options, device_counts, measurement_settings, split_invalid
 from qconv.backends.statevector import simulation_counts
 
-Real = NDArray[np.float64]
 _UNBINDABLE = {"crx", "cry", "crz", "cp", "cu1"}
 
 
@@ -79,7 +77,9 @@ class QiskitCompiled:
                 rows = np.concatenate([preparation_angles(amplitudes), rows], axis=1)
         if len(rows) == 0:
             return weights.new_zeros(len(inputs), len(weights), len(self.circuit.observables))
+        rows, invalid = split_invalid(rows)
         values = torch.from_numpy(self._run(rows))
+        values[torch.from_numpy(invalid)] = torch.nan
         return values.to(weights).reshape(len(inputs), len(weights), -1)
 
     def _run(self, rows: Real) -> Real:

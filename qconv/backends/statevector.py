@@ -228,6 +228,7 @@ class StatevectorBackend:
         if circuit.n_wires > MAX_WIRES:
             raise Unsupported(
                 f"backend 'statevector' keeps 2^n amplitudes a patch and takes up to {MAX_WIRES} wires but the kernel "
-                f"has {circuit.n_wires} wires, {8 * 2**circuit.n_wires:,} bytes a patch: use fewer wires"
+                f"has {circuit.n_wires} wires, {8 * 2**circuit.n_wires:,} bytes a patch: use fewer (in a layer: a "
+                "smaller kernel_size, more groups, or encoding='amplitude')"
             )
         return StatevectorCompiled(circuit)

@@ -1,0 +1,236 @@
+"""The fused kernel against the plain torch path: the same values and gradients, whatever happens around it."""
+
+import concurrent.futures
+import copy
+import multiprocessing
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from circuits import Angle, Channel, Circuit, Gate, NoiseModel
+from qconv import QuantumConv2d
+from qconv.backends import fused
+
+pytestmark = pytest.mark.skipif(not fused.numba_installed(), reason="the fast extra (numba) is not installed")
+
+NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.05)), ("*", Channel("amplitude_damping", 0.07))))
+
+
+def plain(layer):
+    """The same layer without the fused kernel."""
+    other = copy.deepcopy(layer)
+    other._compile().fused = None
+    return other
+
+
+def random_layer(*arguments, dtype=torch.float64, **options):
+    torch.manual_seed(1)
+    layer = QuantumConv2d(*arguments, backend="fourier", dtype=dtype, **options)
+    nn.init.normal_(layer.weight)
+    return layer
+
+
+def agree(layer, images):
+    assert layer._compile().fused is not None
+    tolerance = 1e-10 if images.dtype == torch.float64 else 2e-5
+    results = []
+    for one in (layer, plain(layer)):
+        x = images.clone().requires_grad_()
+        y = one(x)
+        weighting = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).reshape(y.shape)
+        results.append((y.detach(), *torch.autograd.grad((y * weighting).sum(), (x, one.weight))))
+        with torch.no_grad():
+            assert torch.equal(one(images), y)
+    for ours, theirs in zip(*results, strict=True):
+        scale = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, atol=tolerance * scale, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("noise", [None, NOISE], ids=["clean", "noisy"])
+@pytest.mark.parametrize("encoding", ["angle", "angle_x", "angle_z"])
+@pytest.mark.parametrize("name", ["heisenberg", "strongly_entangling", "basic_entangler", "random"])
+def test_fused_kernel_is_the_plain_path(name, encoding, noise, dtype):
+    layer = random_layer(1, 4, 2, kernel=name, encoding=encoding, noise=noise, dtype=dtype)
+    agree(layer, torch.randn(3, 1, 6, 7, dtype=dtype))
+
+
+@settings(max_examples=25)
+@given(
+    features=st.sampled_from([(1, (1, 1)), (2, (1, 1)), (1, (1, 3)), (2, (2, 1)), (1, (5, 1))]),
+    groups=st.integers(1, 2),
+    outs=st.integers(1, 6),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 1), st.integers(0, 2)),
+    mode=st.sampled_from(["zeros", "reflect", "circular"]),
+    batch=st.integers(0, 3),
+)
+def test_every_geometry(features, groups, outs, stride, dilation, padding, mode, batch):
+    channels, size = features
+    layer = random_layer(
+        channels * groups, outs * groups, size, stride, padding, dilation, groups, padding_mode=mode, depth=1
+    )
+    images = torch.rand(batch, channels * groups, 9, 6, dtype=torch.float64)
+    assume(batch > 0)
+    agree(layer, images)
+
+
+def test_circuits_of_your_own():
+    circuit = Circuit(
+        2,
+        (
+            *(Gate(n, (w,), (Angle("input", w, 0.7, 0.3),)) for w in (0, 1) for n in ("RX",)),
+            Gate("T", (0,)),
+            Gate("CRY", (0, 1), (Angle("weight", 0, 2.0, 0.1),)),
+            Gate("SWAP", (0, 1)),
+            Gate("U3", (1,), (Angle("weight", 0), Angle("const", 0, 1.0, 0.4), Angle("weight", 1, -1.0))),
+            Gate("CP", (1, 0), (Angle("weight", 1),)),
+        ),
+        ("ZI", "XY", "YI"),
+    )
+    agree(random_layer(1, 3, (1, 2), kernel=circuit), torch.randn(2, 1, 4, 5, dtype=torch.float64))
+
+
+def test_it_stands_aside_where_it_does_not_apply():
+    swapped = Circuit(2, tuple(Gate("RY", (w,), (Angle("input", 1 - w),)) for w in (0, 1)), ("ZZ",))
+    dense = Circuit(1, tuple(Gate(n, (0,), (Angle("input", k),)) for k, n in enumerate(("RX", "RY"))), ("Z",))
+    for layer in (
+        random_layer(1, 6, (1, 6)),
+        random_layer(1, 1, (1, 2), kernel=swapped),
+        random_layer(1, 1, (1, 2), kernel=dense),
+    ):
+        assert layer._compile().fused is None
+        assert layer(torch.rand(1, 1, 7, 7, dtype=torch.float64)).isfinite().all()
+
+
+def test_nan_and_infinity_stay_in_their_patches():
+    layer = random_layer(1, 4, 2, stride=2, dtype=torch.float32)
+    images = torch.rand(2, 1, 8, 8)
+    images[0, 0, 0, 0], images[1, 0, 7, 7] = torch.nan, torch.inf
+    lost = layer(images).isnan().any(1)
+    want = torch.zeros(2, 4, 4, dtype=torch.bool)
+    want[0, 0, 0] = want[1, 3, 3] = True
+    assert torch.equal(lost, want)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_sines_of_large_features_are_as_good_as_their_digits(size):
+    layer = random_layer(1, 1, 1, dtype=torch.float32)
+    images = size * torch.randn(1, 1, 50, 50)
+    exact = copy.deepcopy(layer).double()(images.double())
+    torch.testing.assert_close(layer(images).double(), exact, atol=2e-6, rtol=0)
+
+
+def test_coefficients_are_never_stale():
+    layer = random_layer(1, 4, 2).eval()
+    images = torch.rand(1, 1, 5, 5, dtype=torch.float64)
+    other = torch.randn_like(layer.weight)
+
+    def step():
+        optimizer = torch.optim.SGD([layer.weight], lr=0.1)
+        layer(images).sum().backward()
+        optimizer.step()
+
+    def fill():
+        layer.weight.data.fill_(0.3)
+
+    def data():
+        layer.weight.data = other.clone()
+
+    def copied():
+        with torch.no_grad():
+            layer.weight.copy_(other * 2)
+
+    def numpy():
+        layer.weight.detach().numpy()[:] = 0.1
+
+    for change in (step, fill, data, copied, numpy, lambda: layer.load_state_dict({"weight": other * 3})):
+        with torch.no_grad():
+            before = layer(images)
+        change()
+        with torch.no_grad():
+            after = layer(images)
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, plain(layer)(images).detach(), atol=1e-12, rtol=0)
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.weight.mul_(0.5)
+        torch.testing.assert_close(twin(images), plain(twin)(images), atol=1e-12, rtol=0)
+
+
+def test_threads_share_a_layer(monkeypatch):
+    monkeypatch.setattr(fused, "_PARALLEL_FROM", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer = random_layer(1, 4, 2, dtype=torch.float32)
+        batches = [torch.rand(5, 1, 12, 12) for _ in range(8)]
+
+        def work(images):
+            x = images.clone().requires_grad_()
+            gradients = torch.autograd.grad(layer(x).square().sum(), (x, layer.weight))
+            return layer(images).detach(), *gradients
+
+        alone = [work(images) for images in batches]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(work, batches))
+        # Bit for bit: each thread's part of a sum is added in a fixed order.
+        assert all(
+            torch.equal(a, b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True)
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def _forked(queue, layer, images):
+    queue.put(layer(images).sum().item())
+
+
+def test_forked_workers_run_it(monkeypatch):
+    monkeypatch.setattr(fused, "_PARALLEL_FROM", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer = random_layer(1, 4, 2)
+        images = torch.rand(4, 1, 6, 6, dtype=torch.float64)
+        want = layer(images).sum().item()
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        worker = context.Process(target=_forked, args=(queue, layer, images))
+        worker.start()
+        assert queue.get(timeout=60) == pytest.approx(want, abs=1e-12)
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_operators_are_registered_as_torch_wants_them():
+    layer = random_layer(2, 4, (1, 2), groups=1, depth=1, kernel="strongly_entangling")
+    taps = [0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1]
+    images = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    arguments = (images, layer.weight, layer._compile().fused, taps, [1, 1], 1, 4)
+    torch.library.opcheck(fused.product_convolution, arguments)
+    torch.testing.assert_close(fused.product_convolution(*arguments), layer(images))
+
+
+def test_compiled_models_see_one_operator():
+    layer = random_layer(1, 4, 2, dtype=torch.float32)
+    images = torch.rand(2, 1, 6, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, y = images.clone().requires_grad_(), images.clone().requires_grad_()
+    ours, theirs = compiled(x), layer(y)
+    torch.testing.assert_close(ours, theirs)
+    for one, out in ((x, ours), (y, theirs)):
+        out.square().sum().backward()
+        assert one.grad is not None
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_kernel_registry_tells_noise_apart():
+    clean, noisy = (random_layer(1, 4, 2, kernel="strongly_entangling", noise=n) for n in (None, NOISE))
+    assert clean._compile().fused != noisy._compile().fused
