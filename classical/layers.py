@@ -167,7 +167,7 @@ class QuantizedConv2d(nn.Conv2d):
         """
         channels, rows, columns = self.geometry.output_shape(input_shape)
         positions = rows * columns
-        counts = _counts(self, channels * positions, self.weight[0].numel())
+        counts = _counts(self, torch.Size(input_shape).numel(), channels * positions, self.weight[0].numel())
         if self.activation_quantizer.patch_scale:
             area = self.kernel_size[0] * self.kernel_size[1]
             pixels = input_shape[1] * input_shape[2]
@@ -240,42 +240,44 @@ class QuantizedLinear(nn.Linear):
         """
         self._check(input_shape)
         rows = torch.Size(input_shape[:-1]).numel()
-        counts = _counts(self, rows * self.out_features, self.in_features)
+        counts = _counts(self, rows * self.in_features, rows * self.out_features, self.in_features)
         if self.activation_quantizer.patch_scale:
             counts["add:fp32"] += rows * (self.in_features - 1)
             counts["mul:fp32"] += rows
         return +counts
 
 
-def _counts(layer: QuantizedConv2d | QuantizedLinear, units: int, taps: int) -> Counter[str]:
-    """What both layers share: `units` outputs, each a sum of `taps` products.
+def _counts(layer: QuantizedConv2d | QuantizedLinear, values: int, units: int, taps: int) -> Counter[str]:
+    """What both layers share: `values` real inputs, `units` real outputs, each a sum of `taps` products.
 
-    Counted as the integer twin runs it, codes in and codes out. The bias, with the zero-point correction folded in,
-    is where the accumulator starts and costs nothing. Each output is multiplied by its scale if it has one, then
-    rounded to the next layer's codes: integers add a zero point and clip twice, signs compare once.
+    Counted as the layer is trained and evaluated, real numbers in and out. Each input is quantized once: integers
+    multiply by 1 / scale, add a zero point and clip twice; signs compare once. Each output is multiplied by its scale
+    if it has one. The bias, with the zero-point correction folded in, is where the accumulator starts and costs
+    nothing. Rounding and changing between float and integer registers are not counted. A chain of integer twins that
+    hands codes to the next layer is cheaper (one requantization an output, outputs of few bits): this count does not
+    claim it.
     """
     weight, activation = layer.weight_quantizer, layer.activation_quantizer
     constants = weight.constants(layer.weight) + activation.constants(layer.weight)
     bias = 0 if layer.bias is None else layer.bias.numel()
-    real = "fp32" in (weight.format, activation.format) or activation.patch_scale
-    number = "fp32" if real else "int32"
     counts = Counter(
         {
             f"mac:{weight.format}*{activation.format}": units * taps,
             "params": layer.weight.numel() + bias + constants,
             "weight_bits": layer.weight.numel() * weight.bits + 32 * (bias + constants),
             "units": units,
-            "activation_bits": units * (32 if activation.patch_scale else activation.bits),
+            "activation_bits": 32 * units,
         }
     )
+    if activation.format == "binary":
+        counts["cmp:fp32"] += values
+    elif activation.format != "fp32":
+        counts["mul:fp32"] += values
+        counts["add:fp32"] += values
+        counts["cmp:fp32"] += 2 * values
     if constants:
-        counts[f"mul:{number}"] += units
+        counts["mul:fp32"] += units
     if activation.patch_scale:
         counts["mul:fp32"] += units
         counts["add:fp32"] += units * (bias > 0)  # the accumulator is scaled before it meets the bias
-    if activation.format == "binary":
-        counts[f"cmp:{number}"] += units
-    elif activation.format != "fp32":
-        counts[f"add:{number}"] += units
-        counts[f"cmp:{number}"] += 2 * units
     return counts

@@ -12,6 +12,8 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 from qconv.models import ARMS, Arm
 from qconv.rows import Row
 
+NBSP = "\N{NO-BREAK SPACE}"
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -31,29 +33,59 @@ class Interval:
         return self.mean + self.half
 
 
-def t_interval(values: Sequence[float], *, resolution: float = 0.0, level: float = 0.95) -> Interval:
-    """Student's t interval for the mean of independent values.
+def t_interval(
+    values: Sequence[float], *, resolution: float = 0.0, level: float = 0.95, resplit: float = 0.0
+) -> Interval:
+    """Student's t interval for a mean: half width t s sqrt(1/n + resplit), t of n - 1 degrees of freedom.
 
     Args:
         values: at least one number.
         resolution: smallest standard deviation to believe. Accuracies are whole images out of n: three equal ones
             would otherwise claim certainty.
         level: coverage, between 0 and 1.
+        resplit: 0 for independent values; n_test / n_train where each value comes from a new random split of the same
+            images, whose training and test parts overlap from value to value.
 
     Source:
-        Student, The probable error of a mean, Biometrika 6 (1908).
+        Student, The probable error of a mean, Biometrika 6 (1908). resplit: the corrected resampled t of Nadeau &
+        Bengio, Inference for the generalization error, Machine Learning 52 (2003).
     """
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, math.nan)
     deviation = max(math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)), resolution)
-    return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n))
+    return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * deviation * math.sqrt(1 / n + resplit))
+
+
+def seeds_interval(values: Sequence[float], row: Row, *, level: float = 0.95) -> Interval:
+    """Interval for the mean over seeds of test accuracies, or of their differences.
+
+    It covers what seeds draw. With an official test part that is the training, but not the sampling of the test images;
+    without one it is the split too, and the variance is Nadeau & Bengio's (see `t_interval`).
+
+    Args:
+        values: one a seed.
+        row: any row of the run, for the sizes of its parts.
+        level: coverage, between 0 and 1.
+    """
+    resplit = 0.0 if row.official_test else row.n_test / row.n_fit
+    return t_interval(values, resolution=1 / row.n_test, level=level, resplit=resplit)
 
 
 def signed(difference: float) -> str:
     """A difference of accuracies in percentage points with its sign: 0.0123 -> "+1.23"."""
     return f"{round(100 * difference, 2) + 0.0:+.2f}"  # + 0.0: no "-0.00"
+
+
+def joules(value: float) -> str:
+    """Energy with the prefix that leaves one to three digits before the point: "4.31 nJ"."""
+    value = float(f"{value:.3g}")  # rounded first: 999.9 pJ is 1 nJ
+    if value == 0:
+        return f"0{NBSP}J"
+    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -5), 0)
+    prefix = {0: "", -1: "m", -2: "µ", -3: "n", -4: "p", -5: "f"}[exponent]
+    return f"{value / 1000.0**exponent:.3g}{NBSP}{prefix}J"
 
 
 @dataclass(frozen=True)
@@ -76,8 +108,8 @@ class Chosen:
 
     @property
     def test(self) -> Interval:
-        """Test accuracy, mean and 95 % interval over seeds."""
-        return t_interval([row.test_accuracy for row in self.rows], resolution=1 / self.rows[0].n_test)
+        """Test accuracy, mean and 95 % interval over seeds (see `seeds_interval`)."""
+        return seeds_interval([row.test_accuracy for row in self.rows], self.rows[0])
 
 
 def _rank(rows: Sequence[Row]) -> tuple[float, float]:
@@ -128,7 +160,7 @@ class Comparison:
     """`a` against `b`, paired by seed: difference of test accuracies a - b, as fractions.
 
     `interval` covers 95 % for this comparison alone, `adjusted` 95 % for all comparisons of the report together
-    (Bonferroni).
+    (Bonferroni); both are those of `seeds_interval`.
     """
 
     a: Chosen
@@ -149,21 +181,18 @@ class Comparison:
     def sentence(self) -> str:
         """The comparison in words, with its numbers."""
         n, seeds = self.a.rows[0].n_test, len(self.a.rows)
-        size = f"{seeds} paired seed{'s' * (seeds > 1)}, {n} test images each"
+        a, b = (f"{c.arm.title} ({100 * c.test.mean:.2f} %)" for c in (self.a, self.b))
+        costs = " against ".join(joules(c.rows[0].slot_energy) for c in (self.a, self.b))
+        costs = f"the slot costs {costs} an inference (modeled)"
         difference = f"{signed(self.interval.mean)} points"
-        names = (
-            f"{self.a.arm.title} ({100 * self.a.test.mean:.2f} %)",
-            f"{self.b.arm.title} ({100 * self.b.test.mean:.2f} %)",
-        )
         if math.isnan(self.interval.half):
-            return (
-                f"{names[0]} against {names[1]}: no difference can be shown with one seed "
-                f"({difference}, no interval; {n} test images)."
-            )
-        bounds = f"95 % interval {signed(self.interval.low)} to {signed(self.interval.high)}"
+            found = f"{a} against {b}: no difference can be shown with one seed"
+            return f"{found} ({difference}, no interval; {n} test images); {costs}."
+        found = f"{a} {self.outcome} {b}"
         if self.outcome == "no difference shown":
-            return f"{names[0]} against {names[1]}: no difference shown at this size: {difference}, {bounds} ({size})."
-        return f"{names[0]} {self.outcome} {names[1]}: {difference}, {bounds} ({size})."
+            found = f"{a} against {b}: no difference shown at this size"
+        bounds = f"95 % interval {signed(self.interval.low)} to {signed(self.interval.high)}"
+        return f"{found}: {difference}, {bounds} ({seeds} paired seeds, {n} test images each); {costs}."
 
 
 def _outcome(interval: Interval) -> str:
@@ -186,12 +215,9 @@ def compare(a: Chosen, b: Chosen, *, comparisons: int = 1) -> Comparison:
     if a.seeds != b.seeds:
         raise ValueError(f"arms are compared seed by seed, but {a.arm.name} has {a.seeds} and {b.arm.name} {b.seeds}")
     differences = [x.test_accuracy - y.test_accuracy for x, y in zip(a.rows, b.rows, strict=True)]
-    resolution = 1 / a.rows[0].n_test
+    first = a.rows[0]
     return Comparison(
-        a,
-        b,
-        t_interval(differences, resolution=resolution),
-        t_interval(differences, resolution=resolution, level=1 - 0.05 / comparisons),
+        a, b, seeds_interval(differences, first), seeds_interval(differences, first, level=1 - 0.05 / comparisons)
     )
 
 
@@ -208,7 +234,10 @@ def comparisons(chosen: Mapping[str, Chosen]) -> list[Comparison]:
 
 
 def verdict(chosen: Mapping[str, Chosen]) -> str:
-    """One sentence: did the best quantum arm beat the best conventional one (both chosen by validation accuracy)?"""
+    """One sentence: did the best quantum arm beat the best conventional one, and at what modeled energy?
+
+    Both arms are chosen by validation accuracy.
+    """
     quantum, conventional = best(chosen, "quantum"), best(chosen, "conventional")
     if quantum is None or conventional is None:
         return f"No verdict: the run has no {'quantum' if quantum is None else 'conventional'} arm."

@@ -137,16 +137,17 @@ def draw(
 @app.command()
 def energy(
     model: Annotated[str, typer.Argument(help="an arm of `qconv compare`: what fills the slot")] = "heisenberg",
-    image_size: Annotated[int, typer.Option(help="height and width of the images in pixels")] = 8,
+    image_size: Annotated[int, typer.Option(min=5, max=1024, help="height and width of the images in pixels")] = 8,
 ) -> None:
     """Operations and modeled energy of one inference, a row a layer."""
     from rich.console import Console
     from rich.table import Table
 
+    from qconv.analysis import joules
     from qconv.energy.count import count
     from qconv.energy.prices import estimate
     from qconv.models import build_model
-    from qconv.report import joules, operations
+    from qconv.report import operations
 
     counts = count(build_model(model, (1, image_size, image_size), 10, seed=0), (1, image_size, image_size))
     estimated = estimate(counts)

@@ -1,6 +1,5 @@
 """Real image sets: scikit-learn's digits, MNIST and Fashion-MNIST, with checksums verified and seeded splits."""
 
-import difflib
 import gzip
 import hashlib
 import math
@@ -13,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from circuits.naming import unknown
 
 _IDX_BYTES = 0x08  # type code of unsigned bytes, the only one that image sets use
 
@@ -88,6 +89,11 @@ class Dataset:
         return int(self.train_labels.max()) + 1
 
     @property
+    def official_test(self) -> bool:
+        """Whether the publishers made a test part, the same for every seed of ``split``."""
+        return self.test_images is not None
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, (channels, height, width)."""
         return tuple(self.train_images.shape[1:])
@@ -156,8 +162,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
     if name == "digits":
         return _digits()
     if name not in _SOURCES:
-        near = difflib.get_close_matches(name, dataset_names(), n=1, cutoff=0)[0]
-        raise ValueError(f'no data set "{name}": there are {", ".join(dataset_names())}; did you mean "{near}"?')
+        raise unknown("data set", name, dataset_names())
     folder = _data_folder(data_dir)
     arrays = [read_idx(_published_file(name, file, folder)) for file in _SOURCES[name][1]]
     parts = [a[:, None].float() / 255 if a.ndim == 3 else a.long() for a in arrays]

@@ -20,6 +20,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -104,7 +105,8 @@ def slot_counts(counts: Counts) -> Counts:
 
 
 def _versions() -> dict[str, str]:
-    return {"qconv": __version__, "python": platform.python_version()} | {p: version(p) for p in ("torch", "numpy")}
+    packages = ("torch", "numpy", "scikit-learn")  # the last draws the splits
+    return {"qconv": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
 
 
 def run_task(task: Task, out: Path, data_dir: Path | None = None, at_once: int = 1) -> Row:
@@ -147,6 +149,8 @@ def run_task(task: Task, out: Path, data_dir: Path | None = None, at_once: int =
         n_val=validation.n,
         test_accuracy=test.accuracy,
         n_test=test.n,
+        n_fit=len(split.train.labels),
+        official_test=dataset.official_test,
         slot_parameters=_trainable(model.slot),
         parameters=_trainable(model),
         slot_counts=dict(slot.operations),
@@ -172,10 +176,28 @@ def _fresh_model(task: Task, dataset: Dataset) -> SlotCNN:
 
 
 def load_model(task: Task, out: Path, data_dir: Path | None = None) -> SlotCNN:
-    """The trained model of a finished task, in eval mode."""
+    """The trained model of a finished task, in eval mode.
+
+    Raises:
+        ValueError: its file is missing, damaged or of another model.
+    """
     model = _fresh_model(task, _dataset(task.dataset, data_dir))
-    model.load_state_dict(load_file(model_path(out, task)))
+    try:
+        model.load_state_dict(load_file(model_path(out, task)))
+    except (OSError, SafetensorError, RuntimeError):
+        raise ValueError(
+            f"the trained model {model_path(out, task)} is missing or damaged: run the task again with the same folder"
+        ) from None
     return model.eval()
+
+
+def _has_model(task: Task, out: Path) -> bool:
+    """Whether the task's model can be read; opening it compares the header with the size of the file."""
+    try:
+        with safe_open(model_path(out, task), "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 # --- running many ---------------------------------------------------------------------------------------------------
@@ -200,9 +222,10 @@ def run(
     data_dir: Path | None = None,
     progress: Callable[[int, int, Row | None], None] | None = None,
 ) -> list[Row]:
-    """Run the tasks that have no row in `out` yet, appending each row to out/rows.csv as it finishes.
+    """Run the tasks that have no row and model in `out` yet, appending each row to out/rows.csv as it finishes.
 
-    A killed run loses at most the tasks in progress: call it again with the same folder.
+    A killed run loses at most the tasks in progress: call it again with the same folder. A task whose model file is
+    missing or damaged is trained again, and its new row replaces the old one.
 
     Args:
         tasks: tasks that agree in all but arm, seed, lr and slot_lr_multiplier.
@@ -225,8 +248,8 @@ def run(
     settings = _settings(tasks)
     _sample(tasks[0], 1, data_dir)  # what is wrong with the data is said before the folder is touched
     with RunFolder(out, settings) as folder:
-        done = sum(task.id in folder.rows for task in tasks)
-        todo = [task for task in tasks if task.id not in folder.rows]
+        todo = [task for task in tasks if task.id not in folder.rows or not _has_model(task, out)]
+        done = len(tasks) - len(todo)
         if progress is not None:
             progress(done, len(tasks), None)
         for row in _finished(todo, out, workers, executor, data_dir):
@@ -246,7 +269,7 @@ def _settings(tasks: Sequence[Task]) -> dict[str, object]:
     for other in shared:
         if other != shared[0]:
             raise ValueError(f"tasks of one folder share their settings, but these differ: {shared[0]} and {other}")
-    return shared[0]
+    return shared[0] | {"qconv": __version__}
 
 
 def _finished(

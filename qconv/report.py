@@ -19,14 +19,14 @@ from safetensors.numpy import load_file
 
 from circuits.kernels import kernel, kernel_citation
 from qconv import figures
-from qconv.analysis import Chosen, Comparison, Interval, choose_settings, comparisons, signed, t_interval, verdict
+from qconv.analysis import Chosen, Comparison, Interval, choose_settings, comparisons, joules, signed, verdict
+from qconv.backends.protocol import DEVICE_SHOTS
 from qconv.experiment import AGREEMENT, FEATURES, LEARNING_RATES, SLOT_LR_MULTIPLIERS, Agreement
 from qconv.models import SLOT_KERNEL
 from qconv.rows import Row, write_atomically
 
 _OPERATIONS = ("mac:", "mul:", "add:", "cmp:")
 DEVICE_KEYS = ("circuits", "gates_1q", "gates_2q", "shots")
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 # --- numbers as text ------------------------------------------------------------------------------------------------
@@ -36,16 +36,6 @@ def percent(interval: Interval) -> str:
     """Accuracy in percent with the half width of its interval: "97.8 ± 1.2"."""
     half = "" if math.isnan(interval.half) else f" ± {100 * interval.half:.1f}"
     return f"{100 * interval.mean:.1f}{half}"
-
-
-def joules(value: float) -> str:
-    """Energy with the prefix that leaves one to three digits before the point: "4.31 nJ"."""
-    value = float(f"{value:.3g}")  # rounded first: 999.9 pJ is 1 nJ
-    if value == 0:
-        return f"0{NBSP}J"
-    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -5), 0)
-    prefix = {0: "", -1: "m", -2: "µ", -3: "n", -4: "p", -5: "f"}[exponent]
-    return f"{value / 1000.0**exponent:.3g}{NBSP}{prefix}J"
 
 
 def points(value: float) -> str:
@@ -73,13 +63,16 @@ def operations(counts: Mapping[str, int]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Line:
-    """One arm's numbers in the report, at its chosen setting; counts and energies are the first seed's."""
+    """One arm's numbers in the report, at its chosen setting.
+
+    Counts and energies are the first seed's: only a random circuit has others on other seeds.
+    """
 
     chosen: Chosen
 
     @property
     def row(self) -> Row:
-        """The first seed's row: the operations of an arm do not depend on the seed."""
+        """The first seed's row."""
         return self.chosen.rows[0]
 
     @property
@@ -172,6 +165,11 @@ class Report:
     agreement: tuple[Agreement, ...]
 
     @property
+    def n_seeds(self) -> int:
+        """How often each arm was trained at each setting."""
+        return len({row.task.seed for row in self.rows})
+
+    @property
     def lines(self) -> list[Line]:
         """One an arm."""
         return [Line(chosen) for chosen in self.chosen.values()]
@@ -247,11 +245,10 @@ def terminal(report: Report, width: int = 80) -> RenderableType:
         report: see `make_report`.
         width: columns of the terminal; below 120 the main table comes in two parts.
     """
-    first = report.rows[0]
-    results = (
-        f"accuracy: mean ± 95 % interval over {len({row.task.seed for row in report.rows})} seeds; s: training once"
-    )
-    energy = f"energy: one inference, modeled for {first.prices}"
+    first, n_seeds = report.rows[0], report.n_seeds
+    results = f"accuracy: mean ± 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "accuracy: of one seed"
+    results += "\ns: training once, wall clock, on cores that the workers shared"
+    energy = f"energy: one inference, modeled for {first.prices}\nlow – high: cheap or dear memory, for all arms alike"
     name = f"Arms on {first.task.dataset}"
     parts: list[RenderableType] = [
         _table(
@@ -275,6 +272,7 @@ def terminal(report: Report, width: int = 80) -> RenderableType:
                     [line.chosen.arm.name, *(_big(line.device.get(key, 0)) for key in DEVICE_KEYS)]
                     for line in report.device_lines
                 ),
+                f"assumes {DEVICE_SHOTS} shots a circuit; gates of the first seed's circuit",
             )
         )
     if report.agreement:
@@ -342,15 +340,31 @@ def _circuits(chosen: Mapping[str, Chosen]) -> list[dict[str, Any]]:
 
 
 def _tuning(rows: Sequence[Row], chosen: Mapping[str, Chosen]) -> list[dict[str, Any]]:
-    """Validation accuracy of every setting, so that nobody need trust the choice."""
+    """Mean validation accuracy of every setting, so that nobody need trust the choice."""
     lines = []
     for name, choice in chosen.items():
         cells = []
         for setting in sorted({row.task.setting for row in rows}):
             group = [row.val_accuracy for row in rows if row.task.arm == name and row.task.setting == setting]
-            cells.append((percent(t_interval(group)), setting == choice.setting) if group else ("", False))
+            mean = f"{100 * math.fsum(group) / len(group):.1f}" if group else ""
+            cells.append((mean, setting == choice.setting))
         lines.append({"title": choice.arm.title, "cells": cells})
     return lines
+
+
+def _errors_of_sampling(report: Report) -> dict[str, float]:
+    """Numbers for the text on intervals: what they allow for, and what they do not, in percent.
+
+    "widening": half widths of resplit images over those of independent seeds. "accuracy", "standard_error": mean test
+    accuracy of all arms, and the binomial standard error sqrt(p (1 - p) / n) of one such accuracy.
+    """
+    row = report.rows[0]
+    accuracy = math.fsum(line.chosen.test.mean for line in report.lines) / len(report.lines)
+    return {
+        "widening": math.sqrt(1 + report.n_seeds * row.n_test / row.n_fit),
+        "accuracy": 100 * accuracy,
+        "standard_error": 100 * math.sqrt(accuracy * (1 - accuracy) / row.n_test),
+    }
 
 
 def write_report(report: Report, out: Path) -> Path:
@@ -382,7 +396,9 @@ def write_report(report: Report, out: Path) -> Path:
     page = environment.get_template("report.html").render(
         task=first.task,
         row=first,
-        n_seeds=len({row.task.seed for row in report.rows}),
+        n_seeds=report.n_seeds,
+        sampling=_errors_of_sampling(report),
+        device_shots=DEVICE_SHOTS,
         verdict=report.verdict,
         lines=[(line.chosen.arm, line.chosen.setting, line.texts()) for line in report.lines],
         chart=figures.accuracy_svg(chart),

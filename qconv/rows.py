@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,8 +19,8 @@ try:  # Windows has no flock: there, two runs in one folder are not kept apart
 except ImportError:  # pragma: no cover
     fcntl = None  # type: ignore[assignment]
 
-PROTOCOL = 1
-"""Version of how a task is trained and evaluated. It is part of a task's id: change it whenever results would."""
+PROTOCOL = 2
+"""Version of how a task is trained, evaluated and counted, part of a task's id: change it whenever a row would."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Row:
         task: the task.
         val_accuracy, val_loss, n_val: on the validation images, which choose the setting.
         test_accuracy, n_test: on the test images, which choose nothing.
+        n_fit: training images used (the task's n_train, or all there are).
+        official_test: whether the test images are the publishers' own, the same for every seed; else each seed splits
+            them off anew.
         slot_parameters, parameters: trained numbers in the slot and in the whole model.
         slot_counts, counts: operations of one inference, in the vocabulary of `qconv.energy`.
         slot_energy, slot_energy_low, slot_energy_high: modeled J of one inference of the slot.
@@ -99,6 +103,8 @@ class Row:
     n_val: int
     test_accuracy: float
     n_test: int
+    n_fit: int
+    official_test: bool
     slot_parameters: int
     parameters: int
     slot_counts: dict[str, int]
@@ -148,7 +154,7 @@ def _from_cells(cells: Mapping[str, str]) -> Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read rows.csv.
+    """Read rows.csv; of several rows of one task, which was then trained again, the last counts.
 
     Args:
         path: the file.
@@ -165,15 +171,19 @@ def read_rows(path: Path) -> list[Row]:
                 f"{path} has the columns {','.join(header or ['none'])}, but this version of qconv writes "
                 f"{','.join(COLUMNS)}: choose another --out"
             )
-        rows = []
+        rows = {}
         for cells in reader:
             try:
-                rows.append(_from_cells(dict(zip(COLUMNS, cells, strict=True))))
+                row = _from_cells(dict(zip(COLUMNS, cells, strict=True)))
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {reader.line_num} is not a row of qconv ({error}): repair or remove it"
                 ) from None
-    return rows
+            rows[row.task.id] = row
+    return list(rows.values())
+
+
+_PART = re.compile(r"\..+\.(\d+)\.part")  # a file in the making; the number is the process that writes it
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -186,6 +196,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing (not so on Windows, where this is never called)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no number of a process here: leave its files alone
+    return True
+
+
 def model_path(out: Path, task: Task) -> Path:
     """Where the run's folder `out` keeps the trained model of `task`."""
     return out / "models" / f"{task.id}.safetensors"
@@ -194,7 +214,8 @@ def model_path(out: Path, task: Task) -> Path:
 class RunFolder:
     """The output folder of one comparison: settings, rows.csv, trained models.
 
-    Entering it locks the folder, checks that it is ours and repairs a line that a killed run left half-written.
+    Entering it locks the folder, checks that it is ours and cleans up after killed runs: files in the making go, and so
+    does a line of rows.csv that was left half-written.
 
     Args:
         path: the folder; created if missing.
@@ -206,6 +227,7 @@ class RunFolder:
     """
 
     MARKER = "qconv-run.json"
+    LOCK = ".lock"  # never replaced nor removed: whoever holds its lock holds the folder
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
@@ -220,15 +242,16 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         try:
+            self._lock_folder()
             self._claim()
+            self._clean_up()
+            self._repair()
+            self.rows = {row.task.id: row for row in read_rows(self.rows_path)}
         except OSError as error:
+            self.__exit__(None, None, None)
             raise ValueError(
                 f"the output folder {self.path} cannot be written ({error.strerror}): choose another --out"
             ) from error
-        try:
-            self._check_settings()
-            self._repair()
-            self.rows = {row.task.id: row for row in read_rows(self.rows_path)}
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -249,32 +272,38 @@ class RunFolder:
             os.fsync(file.fileno())
         self.rows[row.task.id] = row
 
-    def _claim(self) -> None:
-        """Create the folder or see that it is ours, and lock it."""
-        marker = self.path / self.MARKER
+    def _refuse_foreign(self) -> None:
+        """See that the folder is new, empty or of an earlier run."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"the output folder {self.path} is a file: choose another --out")
-        files = [p.name for p in self.path.iterdir() if p.suffix != ".part"] if self.path.is_dir() else []
-        if files and self.MARKER not in files:
+        files = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        theirs = [name for name in files if name not in (self.LOCK, self.MARKER) and not _PART.fullmatch(name)]
+        # Looked for after the others were listed: a run that starts meanwhile writes its marker first.
+        if theirs and not (self.path / self.MARKER).exists():
             raise ValueError(
-                f"the output folder {self.path} holds files that qconv did not write ({min(files)!r}): "
+                f"the output folder {self.path} holds files that qconv did not write ({min(theirs)!r}): "
                 "choose a new or empty folder"
             )
-        if not files:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(marker, json.dumps({"qconv_run": 1, "settings": self.settings}, indent=1).encode())
-        self._lock = marker.open("r+", encoding="utf-8")
+
+    def _lock_folder(self) -> None:
+        """Create the folder if need be, and lock it; a foreign one is left without a trace."""
+        self._refuse_foreign()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / self.LOCK).open("a", encoding="utf-8")
         if fcntl is not None:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.__exit__(None, None, None)
                 raise ValueError(
                     f"another run is writing to {self.path}: wait for it, or choose another --out"
                 ) from None
 
-    def _check_settings(self) -> None:
+    def _claim(self) -> None:
+        """Under the lock: mark the folder as ours, or see that its rows are of these settings."""
         marker = self.path / self.MARKER
+        self._refuse_foreign()
+        if not marker.exists():
+            write_atomically(marker, json.dumps({"qconv_run": 1, "settings": self.settings}, indent=1).encode())
         try:
             theirs = json.loads(marker.read_text(encoding="utf-8"))["settings"]
         except (ValueError, KeyError, TypeError):
@@ -285,6 +314,15 @@ class RunFolder:
             raise ValueError(
                 f"the output folder {self.path} holds a run with {there}, but this run has {here}: choose another --out"
             )
+
+    def _clean_up(self) -> None:
+        """Under the lock: remove what killed processes were writing. A living one may still write its report."""
+        if fcntl is None:  # pragma: no cover
+            return
+        for part in (*self.path.glob(".*.part"), *(self.path / "models").glob(".*.part")):
+            match = _PART.fullmatch(part.name)
+            if match is not None and not _is_running(int(match[1])):
+                part.unlink(missing_ok=True)
 
     def _repair(self) -> None:
         """Drop what follows the last complete line, and see to a header; a foreign file is left as it is."""

@@ -6,7 +6,7 @@ import pytest
 from made_rows import make_arm, make_row
 from scipy import stats
 
-from qconv.analysis import best, choose_settings, compare, comparisons, t_interval, verdict
+from qconv.analysis import best, choose_settings, compare, comparisons, joules, t_interval, verdict
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -29,6 +29,39 @@ def test_equal_values_do_not_claim_certainty():
     # t(2) at 97.5 % is 4.303, in any table
     assert t_interval([0.9, 0.9, 0.9], resolution=0.01).half == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-4)
     assert t_interval([0.8, 0.9, 1.0], resolution=0.01).half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-4)
+
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182}  # Student's t at 97.5 %, from a table
+
+
+def nadeau_bengio(values, n_train, n_test):
+    """Half width of the corrected resampled t interval, with the variance of equation (9) written out."""
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((v - mean) ** 2 for v in values) / (n - 1)
+    return T_95[n - 1] * math.sqrt((1 / n + n_test / n_train) * variance)
+
+
+@pytest.mark.parametrize("tests", [[0.90, 0.96], [0.90, 0.93, 0.95], [0.91, 0.95, 0.92, 0.97]])
+def test_seeds_that_resplit_the_same_images_are_not_independent(tests):
+    sizes = {"n_fit": 1000, "n_test": 400}
+    chosen = choose_settings([*make_arm("heisenberg", tests, **sizes), *make_arm("float", [0.9] * len(tests), **sizes)])
+    assert chosen["heisenberg"].test.half == pytest.approx(nadeau_bengio(tests, 1000, 400), rel=2e-4)
+    comparison = compare(chosen["heisenberg"], chosen["float"], comparisons=8)
+    assert comparison.interval.half == pytest.approx(nadeau_bengio(tests, 1000, 400), rel=2e-4)
+    quantiles = stats.t.ppf([1 - 0.025, 1 - 0.025 / 8], len(tests) - 1)
+    assert comparison.adjusted.half / comparison.interval.half == pytest.approx(quantiles[1] / quantiles[0])
+
+
+def test_an_official_test_part_needs_no_correction():
+    tests = [0.90, 0.93, 0.95]
+    rows = [row for arm in ("heisenberg", "float") for row in make_arm(arm, tests, official_test=True, n_test=10_000)]
+    chosen = choose_settings(rows)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(tests), scale=stats.sem(tests))
+    assert (chosen["float"].test.low, chosen["float"].test.high) == (pytest.approx(low), pytest.approx(high))
+    # Equal arms: the differences are all 0, and their spread is taken as one image.
+    half = compare(chosen["heisenberg"], chosen["float"]).interval.half
+    assert half == pytest.approx(4.303e-4 / math.sqrt(3), rel=1e-3)
 
 
 def test_setting_is_chosen_by_validation_never_by_test():
@@ -70,7 +103,7 @@ def test_missing_seeds_are_an_error():
     ("quantum", "words"),
     [
         ([0.95, 0.96, 0.97], "beat"),
-        ([0.85, 0.86, 0.87], "lost to"),
+        ([0.85, 0.87, 0.86], "lost to"),
         ([0.90, 0.93, 0.89], "no difference shown"),
     ],
 )
@@ -82,11 +115,24 @@ def test_verdict_in_words(quantum, words):
     sentence = verdict(chosen)
     assert words in sentence
     differences = np.subtract(quantum, conventional)
-    spread = max(stats.sem(differences), 1 / 359 / math.sqrt(3))
+    spread = max(np.std(differences, ddof=1), 1 / 359) * math.sqrt(1 / 3 + 359 / 1079)
     low, high = stats.t.interval(0.95, 2, loc=differences.mean(), scale=spread)
     assert f"{100 * differences.mean():+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}" in sentence
     assert f"({100 * np.mean(quantum):.2f} %)" in sentence
-    assert "3 paired seeds, 359 test images each" in sentence
+    assert "(3 paired seeds, 359 test images each); " in sentence
+
+
+def test_verdict_states_the_modeled_energy_of_both_slots():
+    rows = [
+        *make_arm("heisenberg", [0.9, 0.8], slot_energy=1.184e-7, energy=5e-7),
+        *make_arm("float", [0.85, 0.85], slot_energy=5.3e-9, energy=4e-7),
+    ]
+    for n_seeds in (1, 2):
+        sentence = verdict(choose_settings([row for row in rows if row.task.seed < n_seeds]))
+        costs = f"; the slot costs {joules(1.184e-7)} against {joules(5.3e-9)} an inference (modeled)."
+        assert sentence.endswith(costs)
+        assert ". " not in sentence
+    assert "118\N{NO-BREAK SPACE}nJ against 5.3\N{NO-BREAK SPACE}nJ" in sentence
 
 
 def test_pairing_removes_what_seeds_share():
@@ -121,13 +167,14 @@ def test_every_quantum_arm_meets_the_best_conventional_one_and_all_controls():
     )
     assert comparisons(chosen)[0].sentence() == verdict(chosen)
     for comparison in comparisons(chosen):
-        assert comparison.adjusted == t_interval([0.0] * 3, resolution=1 / 359, level=1 - 0.05 / 6)
+        alone = t_interval([0.0] * 3, resolution=1 / 359, level=1 - 0.05 / 6, resplit=359 / 1079)
+        assert comparison.adjusted == alone
 
 
 def test_a_lead_by_chance_does_not_survive_the_adjustment():
     chosen = choose_settings(
         [
-            *make_arm("heisenberg", [0.92, 0.94, 0.96]),
+            *make_arm("heisenberg", [0.93, 0.95, 0.97]),
             *make_arm("float", [0.90, 0.91, 0.92]),
             *(
                 row

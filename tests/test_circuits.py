@@ -253,7 +253,7 @@ def test_drawing_has_one_line_a_wire_and_all_lines_fit(data, n):
         (lambda: kernel("heisenberg", 0, features=1), "0 wires"),
         (lambda: kernel("heisenberg", 4, depth=0), "depth 0"),
         (lambda: kernel("heisenberg", 4, readout=[]), "empty list"),
-        (lambda: kernel("heisenberg", 4, readout="zz"), "unknown readout"),
+        (lambda: kernel("heisenberg", 4, readout="zz"), "neither 'z' nor a Pauli string"),
         (lambda: kernel("heisenberg", 4, readout="ZZ"), "does not fit 4 wires"),
         (lambda: Channel("depolarising", 0.1), "did you mean 'depolarizing'"),
         (lambda: Channel("bit_flip", 1.5), "probability 1.5"),

@@ -74,6 +74,7 @@ def test_digits_are_scaled_images_without_an_official_test_part() -> None:
     assert digits.train_labels.dtype == torch.int64
     assert (float(digits.train_images.min()), float(digits.train_images.max())) == (0.0, 1.0)
     assert digits.test_images is None
+    assert not digits.official_test
     assert (digits.n_classes, digits.image_shape) == (10, (1, 8, 8))
 
 
@@ -113,7 +114,9 @@ def test_the_seed_decides_the_split() -> None:
 
 def test_an_official_test_part_is_the_test_part() -> None:
     test_images = torch.full((8, 1, 2, 2), 0.25)
-    split = numbered(120, test_images=test_images, test_labels=torch.arange(8) % 4).split(0)
+    official = numbered(120, test_images=test_images, test_labels=torch.arange(8) % 4)
+    assert official.official_test
+    split = official.split(0)
     assert [len(part.labels) for part in split] == [100, 20, 8]
     assert torch.equal(split.test.images, test_images)
     assert sorted(ids(split.train, 120) + ids(split.validation, 120)) == list(range(120))
@@ -152,7 +155,7 @@ def test_negative_seed() -> None:
 
 
 def test_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r'no data set "fashon-mnist".*did you mean "fashion_mnist"'):
+    with pytest.raises(ValueError, match="unknown data set 'fashon-mnist': did you mean 'fashion_mnist'"):
         load_dataset("fashon-mnist")
     assert dataset_names() == ("digits", "mnist", "fashion_mnist")
 

@@ -346,7 +346,7 @@ def test_quantized_layers_are_asked() -> None:
 @pytest.mark.parametrize(
     ("counted", "message"),
     [
-        ({"macs": 3}, r'"macs" is no operation.*did you mean "mac"'),
+        ({"macs": 3}, "unknown kind of operation 'macs': did you mean 'mac'"),
         ({"mac:fp32*fp32": -3}, r'layer "0" \(Stored\) counts -3 of mac:fp32\*fp32'),
     ],
 )
@@ -510,7 +510,7 @@ def test_bit_operations_follow_the_formats() -> None:
     assert quantized_row("fp16", "fp32").bops("simple") == 73_728 * 512
     real = count(conv(64, 128, 3), (64, 3, 3))
     assert real.bops() == pytest.approx(73_728 * (32 * 32 + 64 + math.log2(576)))
-    with pytest.raises(ValueError, match='not "uniqq": try "uniq"'):
+    with pytest.raises(ValueError, match="unknown way to count bit operations 'uniqq': did you mean 'uniq'"):
         real.bops("uniqq")
     with pytest.raises(ValueError, match='"int" is no number format'):
         quantized_row("int", "int8").bops()
@@ -530,7 +530,7 @@ def test_totals_by_key_and_beginning() -> None:
     assert {key: counts.total(key) for key in expected} == expected
     assert counts.macs() == {"int8*int8": 5, "int8*int16": 7, "fp32*fp32": 11}
     assert counts.weight_bytes == 2
-    with pytest.raises(ValueError, match=r'"parms" is no operation.*did you mean "params"'):
+    with pytest.raises(ValueError, match="unknown kind of operation 'parms': did you mean 'params'"):
         counts.total("parms")
 
 

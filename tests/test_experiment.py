@@ -1,7 +1,9 @@
 import csv
+import functools
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +17,14 @@ import torch
 from made_rows import make_row
 from safetensors.torch import load_file
 
+import qconv.rows
+from qconv import __version__
 from qconv.data import load_dataset
 from qconv.experiment import check_agreement, grid, load_model, run, run_task, save_feature_maps
 from qconv.rows import COLUMNS, RunFolder, Task, model_path, read_rows
 from qconv.train import evaluate
 
-SETTINGS = {"dataset": "digits", "epochs": 1, "batch_size": 64, "n_train": 100, "protocol": 1}
+SETTINGS = {"dataset": "digits", "epochs": 1, "batch_size": 64, "n_train": 100, "protocol": 2, "qconv": __version__}
 NOT_REPEATED = ("seconds", "measured_joules", "measured_scope")
 
 
@@ -46,11 +50,11 @@ def finished(tmp_path_factory):
 def test_ids_are_the_same_for_ever():
     task = Task("digits", "heisenberg", 0, 0.01, 5, epochs=20)
     text = (
-        '{"arm":"heisenberg","batch_size":64,"dataset":"digits","epochs":20,"lr":0.01,"n_train":null,"protocol":1,'
+        '{"arm":"heisenberg","batch_size":64,"dataset":"digits","epochs":20,"lr":0.01,"n_train":null,"protocol":2,'
         '"seed":0,"slot_lr_multiplier":5.0}'
     )
     assert task.id == hashlib.sha256(text.encode()).hexdigest()
-    assert task.id == "03025b4eaf98efc79ce5dc5f242282293cf92604d5caca4da7004e7a4389ebe9"
+    assert task.id == "a82e257fe1cae3c39b951cafc1b33a5243f6f990e52266a339a18d9a08973261"
     assert task.id == replace(task, slot_lr_multiplier=5.0).id
 
 
@@ -124,12 +128,14 @@ def test_row_says_what_was_done(finished):
         split = load_dataset("digits").split(row.task.seed, n_train=100)
         test, validation = evaluate(model, *split.test), evaluate(model, *split.validation)
         assert (row.test_accuracy, row.n_test) == (test.accuracy, test.n)
+        assert (row.n_fit, row.official_test) == (len(split.train.labels), False) == (100, False)
         assert (row.val_accuracy, row.val_loss, row.n_val) == (validation.accuracy, validation.loss, validation.n)
         assert row.parameters - row.slot_parameters == 16 * 37 + 10 * 145
         assert row.slot_energy_low <= row.slot_energy <= row.slot_energy_high < row.energy_high
         assert 0 < row.slot_arithmetic < row.slot_energy < row.energy
         assert all(row.counts[key] >= n for key, n in row.slot_counts.items())
         assert row.seconds > 0
+        assert set(row.versions) == {"qconv", "python", "torch", "numpy", "scikit-learn"}
     by_arm = {row.task.arm: row for row in rows}
     assert by_arm["float"].slot_counts["mac:fp32*fp32"] == 7 * 7 * 4 * 4
     assert by_arm["float"].slot_parameters == 20
@@ -201,8 +207,7 @@ def test_a_torn_file_loses_its_last_line_only(tmp_path, finished, kept):
     """Cut rows.csv as a kill or a full disk may: in its header, in the first row, one byte before the end, later."""
     whole = (finished[0] / "rows.csv").read_bytes()
     out = tmp_path / "out"
-    with RunFolder(out, SETTINGS):
-        pass
+    shutil.copytree(finished[0], out)
     (out / "rows.csv").write_bytes(whole[:kept])
     complete = max(whole[:kept].count(b"\n") - 1, 0)
     redone = []
@@ -210,6 +215,49 @@ def test_a_torn_file_loses_its_last_line_only(tmp_path, finished, kept):
     assert len(redone) - 1 == len(rows) - complete
     assert repeatable(rows) == repeatable(finished[1])
     assert (out / "rows.csv").read_bytes().count(b"\n") == len(rows) + 1
+
+
+def test_a_task_whose_model_is_missing_or_damaged_is_trained_again(tmp_path, finished):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    before = read_rows(out / "rows.csv")
+    whole = {row.task.id: model_path(out, row.task).read_bytes() for row in before}
+    missing, truncated, empty = (row.task for row in (before[1], before[2], before[4]))
+    model_path(out, missing).unlink()
+    model_path(out, truncated).write_bytes(whole[truncated.id][:-100])
+    model_path(out, empty).write_bytes(b"")
+    for task in (missing, truncated, empty):
+        with pytest.raises(ValueError, match=rf"{task.id}.safetensors is missing or damaged: run the task again"):
+            load_model(task, out)
+    steps = []
+    rows = run(tiny(), out, progress=lambda done, total, row: steps.append((done, row)))
+    redone = {row.task.id: row for _, row in steps[1:]}
+    assert [done for done, _ in steps] == list(range(len(rows) - 3, len(rows) + 1))
+    assert set(redone) == {missing.id, truncated.id, empty.id}
+    assert repeatable(rows) == repeatable(before)
+    assert {row.task.id: model_path(out, row.task).read_bytes() for row in rows} == whole
+    # The file is appended to, never rewritten; whoever reads it gets the new rows only.
+    assert (out / "rows.csv").read_bytes().startswith((finished[0] / "rows.csv").read_bytes())
+    read = {row.task.id: row for row in read_rows(out / "rows.csv")}
+    assert len(read_rows(out / "rows.csv")) == len(read) == len(rows)
+    assert read == {row.task.id: row for row in rows} == {row.task.id: row for row in before} | redone
+
+
+def test_files_in_the_making_of_killed_runs_are_removed(tmp_path):
+    with RunFolder(tmp_path, SETTINGS):
+        (tmp_path / "models").mkdir()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = [tmp_path / f".table.csv.{ended.pid}.part", tmp_path / "models" / f".abc.safetensors.{ended.pid}.part"]
+    kept = [
+        tmp_path / f".report.html.{os.getpid()}.part",  # somebody who lives may still be writing it
+        tmp_path / "film.part",
+        tmp_path / f"film.{ended.pid}.part",
+    ]
+    for path in dead + kept:
+        path.write_text("half")
+    with RunFolder(tmp_path, SETTINGS):
+        assert [path.exists() for path in dead + kept] == [False, False, True, True, True]
 
 
 def children(pid):
@@ -303,6 +351,11 @@ def test_another_runs_settings_are_both_stated(finished):
     refuse(other, finished[0], "a run with epochs 1, n_train 100, but this run has epochs 2, n_train 200")
 
 
+def test_rows_of_another_version_of_qconv_are_not_mixed_with_ours(finished, monkeypatch):
+    monkeypatch.setattr("qconv.experiment.__version__", "9.9")
+    refuse(tiny(), finished[0], f"holds a run with qconv {__version__}, but this run has qconv 9.9: choose another")
+
+
 def test_tasks_of_two_kinds_do_not_share_a_folder(tmp_path):
     tasks = tiny() + grid("digits", ["float"], range(1), epochs=3, n_train=100)
     refuse(tasks, tmp_path / "out", "these differ")
@@ -311,7 +364,7 @@ def test_tasks_of_two_kinds_do_not_share_a_folder(tmp_path):
 
 
 def test_bad_data_leaves_no_folder(tmp_path):
-    refuse(grid("digit", ["float"], range(1)), tmp_path / "out", 'did you mean "digits"')
+    refuse(grid("digit", ["float"], range(1)), tmp_path / "out", "did you mean 'digits'")
     refuse(grid("digits", ["float"], range(1), n_train=5000), tmp_path / "out", "n_train=5000")
     assert not (tmp_path / "out").exists()
 
@@ -320,6 +373,40 @@ def test_two_runs_do_not_write_to_one_folder(finished):
     with RunFolder(finished[0], SETTINGS), pytest.raises(ValueError, match="another run is writing"):
         run(tiny(), finished[0])
     run(tiny(), finished[0])  # and the lock is gone with its owner
+
+
+@pytest.mark.parametrize("step", ["write_atomically", "fcntl.flock"])
+@pytest.mark.parametrize("place", ["new", "claimed"])
+def test_one_of_two_runs_that_start_together_gets_the_folder(tmp_path, monkeypatch, step, place):
+    """While one run is between two steps of entering, another tries to enter: at no point do both succeed."""
+    if place == "claimed":
+        with RunFolder(tmp_path / "out", SETTINGS):
+            pass
+    first, second = RunFolder(tmp_path / "out", SETTINGS), RunFolder(tmp_path / "out", SETTINGS | {"epochs": 2})
+    if place == "claimed":
+        second.settings = SETTINGS
+    inside, refused = [], []
+
+    def enter(folder):
+        try:
+            folder.__enter__()
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            inside.append(folder)
+
+    def interrupted(*args):
+        monkeypatch.setattr(f"qconv.rows.{step}", original)
+        enter(second)
+        return original(*args)
+
+    original = functools.reduce(getattr, step.split("."), qconv.rows)
+    monkeypatch.setattr(f"qconv.rows.{step}", interrupted)
+    enter(first)
+    assert len(inside) == len(refused) == 1
+    assert "another run is writing" in refused[0]
+    assert json.loads((tmp_path / "out" / RunFolder.MARKER).read_text())["settings"] == inside[0].settings
+    inside[0].__exit__(None, None, None)
 
 
 # --- trained models ---

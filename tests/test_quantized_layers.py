@@ -215,32 +215,22 @@ def test_export() -> None:
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
-# 1 x 8 x 8, four 3 x 3 kernels: 36 positions, 144 outputs of 9 products each.
+# 1 x 8 x 8, four 3 x 3 kernels: 64 input values, 36 positions, 144 outputs of 9 products each; all are float32.
 BASE = {"units": 144, "params": 40, "weight_bits": 40 * 32, "activation_bits": 144 * 32}
+# Each input value to a code: times 1 / scale, plus the zero point, clipped at both ends; each output times its scale.
+CODED = {"mul:fp32": 64 + 144, "add:fp32": 64, "cmp:fp32": 2 * 64}
 COUNTS = [
     ("float", "float", {"mac:fp32*fp32": 1296}),
-    (
-        "int8",
-        "int8",
-        {"mac:int8*int8": 1296, "mul:int32": 144, "add:int32": 144, "cmp:int32": 288}
-        | {"params": 43, "weight_bits": 36 * 8 + 7 * 32, "activation_bits": 144 * 8},
-    ),
-    (
-        "int4_channel",
-        "int8",
-        {"mac:int4*int8": 1296, "mul:int32": 144, "add:int32": 144, "cmp:int32": 288}
-        | {"params": 46, "weight_bits": 36 * 4 + 10 * 32, "activation_bits": 144 * 8},
-    ),
+    ("int8", "int8", CODED | {"mac:int8*int8": 1296, "params": 43, "weight_bits": 36 * 8 + 7 * 32}),
+    ("int4_channel", "int8", CODED | {"mac:int4*int8": 1296, "params": 46, "weight_bits": 36 * 4 + 10 * 32}),
+    ("xnor", "int8", CODED | {"mac:binary*int8": 1296, "params": 46, "weight_bits": 36 + 10 * 32}),
     ("twn", "float", {"mac:ternary*fp32": 1296, "mul:fp32": 144, "params": 41, "weight_bits": 36 * 2 + 5 * 32}),
-    (
-        "bnn",
-        "bnn",
-        {"mac:binary*binary": 1296, "cmp:int32": 144, "weight_bits": 36 + 4 * 32, "activation_bits": 144},
-    ),
+    # Signs: one comparison an input value, no scale.
+    ("bnn", "bnn", {"mac:binary*binary": 1296, "cmp:fp32": 64, "weight_bits": 36 + 4 * 32}),
     (  # K: 36 box sums of 8 additions each, 36 divisions by the area; then alpha, K and the bias for each output
         "xnor",
         "xnor",
-        {"mac:binary*binary": 1296, "mul:fp32": 2 * 144 + 36, "add:fp32": 144 + 288, "cmp:fp32": 144}
+        {"mac:binary*binary": 1296, "mul:fp32": 2 * 144 + 36, "add:fp32": 144 + 288, "cmp:fp32": 64}
         | {"params": 44, "weight_bits": 36 + 8 * 32},
     ),
 ]
@@ -258,10 +248,16 @@ def test_counts_scale_with_groups_and_rows() -> None:
     assert grouped.counts((4, 5, 5))["mac:binary*binary"] == 8 * 25 * 18
     linear = QuantizedLinear(6, 5, bias=False, weight="twn", activation="int8")
     assert linear.counts((6,)) == Counter(
-        {"mac:ternary*int8": 30, "mul:int32": 5, "add:int32": 5, "cmp:int32": 10, "units": 5}
-        | {"activation_bits": 40, "params": 33, "weight_bits": 60 + 96}
+        {"mac:ternary*int8": 30, "mul:fp32": 6 + 5, "add:fp32": 6, "cmp:fp32": 12, "units": 5}
+        | {"activation_bits": 5 * 32, "params": 33, "weight_bits": 60 + 96}
     )
-    assert linear.counts((7, 6))["mac:ternary*int8"] == 210
+    rows = linear.counts((7, 6))
+    assert (rows["mac:ternary*int8"], rows["mul:fp32"], rows["cmp:fp32"]) == (210, 77, 84)
+
+
+def test_inputs_are_quantized_once_however_many_outputs_read_them() -> None:
+    strided, dense = conv(2, 3, 3, stride=3), conv(2, 3, 3, padding=1)
+    assert strided.counts((2, 9, 9))["cmp:fp32"] == dense.counts((2, 9, 9))["cmp:fp32"] == 2 * 162
 
 
 def test_errors() -> None:

@@ -1,7 +1,6 @@
 """Counting what one inference of a model costs: one row for each layer, in execution order."""
 
 import copy
-import difflib
 import math
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from circuits.naming import unknown
 from qconv.energy.rules import FAMILIES, function_operations, has_rule, layer_operations, stored
 
 _BOPS: dict[str, Callable[[int, int, float], float]] = {
@@ -56,8 +56,7 @@ class Row:
     def bops(self, kind: str = "uniq") -> float:
         """Bit operations of this row's multiply-accumulates; see :meth:`Counts.bops`."""
         if kind not in _BOPS:
-            near = difflib.get_close_matches(kind, _BOPS, n=1, cutoff=0) or ["uniq"]
-            raise ValueError(f'bit operations are counted as "uniq", "seed" or "simple", not "{kind}": try "{near[0]}"')
+            raise unknown("way to count bit operations", kind, _BOPS)
         macs = self.macs()
         fan_in = max(1.0, macs.total() / max(1, self.operations["units"]))
         bits = {pair: [format_bits(number) for number in pair.split("*")] for pair in macs}
@@ -196,8 +195,7 @@ def _private_copy(model: nn.Module) -> nn.Module:
 
 def _check_key(key: str) -> None:
     if key.split(":", 1)[0] not in FAMILIES:
-        near = difflib.get_close_matches(key, FAMILIES, n=1, cutoff=0)[0]
-        raise ValueError(f'"{key}" is no operation: keys begin with {", ".join(FAMILIES)}; did you mean "{near}"?')
+        raise unknown("kind of operation", key, FAMILIES)
 
 
 def _first_tensor(values: Any) -> Tensor | None:
