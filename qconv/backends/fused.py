@@ -323,7 +323,7 @@ class Convolution:
         full = self.program.coefficients(w)[0]
         coefficients = self._arranged(full)
         _, loop = self._loops()
-        target = np.empty_like(x)
+        target = np.zeros_like(x)
         work = 3 * g.size * coefficients[0, 0].size
         sums = np.zeros((_parts(len(x), work), *coefficients.shape), coefficients.dtype)
 

@@ -20,8 +20,10 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz", "reassoc"},
 }
-# Patches worked on at a time: their products stay in the first-level cache.
-BLOCK = 1024
+# Patches worked on at a time, rows of several images together: their products stay in the nearest caches. Loops run to
+# a multiple of LANES, past the last patch if need be: what does not fill a vector would be done one by one.
+BLOCK = 512
+LANES = 16
 
 ROTATION, PERMUTATION, DIGIT = 0, 1, 2
 
@@ -35,9 +37,9 @@ def _copy(source: Any, target: Any) -> None:
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _clear(target: Any, width: int) -> None:
+def _clear(target: Any) -> None:
     for i in range(target.shape[0]):
-        for j in range(width):
+        for j in range(target.shape[1]):
             target[i, j] = 0
 
 
@@ -92,7 +94,7 @@ def coefficients_forward(
                     _copy(c, kept[f, stage])
                     stage += 1
                 _copy(c, scratch)
-                _clear(c, c.shape[1])
+                _clear(c)
                 for e in range(digits.shape[1]):
                     target, source = int(digits[table, e, 0]), int(digits[table, e, 1])
                     factor = weights.dtype.type(digits[table, e, 2])
@@ -156,7 +158,7 @@ def coefficients_backward(
                     result[f, index] += angles[k, 0] * slope
             else:
                 _copy(g, scratch)
-                _clear(g, g.shape[1])
+                _clear(g)
                 for e in range(digits.shape[1]):
                     target, source = int(digits[table, e, 0]), int(digits[table, e, 1])
                     if target >= 0:
@@ -222,50 +224,123 @@ def _sine_cosine(turns: Any) -> Any:
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _products(features: Any, first: int, last: int, out: Any, width: int) -> None:
-    """All products of one feature a wire: features (n, 2, BLOCK) -> out (3^wires, BLOCK), last wire fastest."""
+def _products(features: Any, first: int, last: int, out: Any) -> None:
+    """All products of one feature a wire: features (n, 2, size) -> out (3^wires, size), last wire fastest.
+
+    One loop a row: rows are told apart when a loop starts, and then it is vectorized.
+    """
+    width = out.shape[1]
     for p in range(width):
         out[0, p] = 1
     size = 1
     for wire in range(first, last):
+        sine, cosine = features[wire, 0], features[wire, 1]
         # From the back, so that no product is overwritten before it was used.
         for k in range(size - 1, -1, -1):
+            base, one, two = out[k], out[3 * k + 1], out[3 * k + 2]
             for p in range(width):
-                base = out[k, p]
-                out[3 * k + 2, p] = base * features[wire, 1, p]
-                out[3 * k + 1, p] = base * features[wire, 0, p]
-                out[3 * k, p] = base
+                two[p] = base[p] * cosine[p]
+            for p in range(width):
+                one[p] = base[p] * sine[p]
+            if k > 0:
+                zero = out[3 * k]
+                for p in range(width):
+                    zero[p] = base[p]
         size *= 3
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _products_backward(features: Any, grad: Any, first: int, last: int, out: Any, slopes: Any, width: int) -> None:
+def _products_backward(features: Any, grad: Any, first: int, last: int, out: Any, slopes: Any) -> None:
     """Gradients of the features from those of their products, which are taken apart again on the way."""
-    size = 1
+    size, width = 1, out.shape[1]
     for _ in range(first, last):
         size *= 3
     for wire in range(last - 1, first - 1, -1):
         size //= 3
-        _clear(slopes[wire], width)
+        sine, cosine = features[wire, 0], features[wire, 1]
+        to_sine, to_cosine = slopes[wire, 0], slopes[wire, 1]
+        _clear(slopes[wire])
         for k in range(size):
+            base, one, two, total = out[3 * k], grad[3 * k + 1], grad[3 * k + 2], grad[k]
             for p in range(width):
-                base, gs, gc = out[3 * k, p], grad[3 * k + 1, p], grad[3 * k + 2, p]
-                slopes[wire, 0, p] += gs * base
-                slopes[wire, 1, p] += gc * base
-                grad[k, p] = grad[3 * k, p] + gs * features[wire, 0, p] + gc * features[wire, 1, p]
-                out[k, p] = base
+                to_sine[p] += one[p] * base[p]
+            for p in range(width):
+                to_cosine[p] += two[p] * base[p]
+            if k > 0:
+                zero, product = grad[3 * k], out[k]
+                for p in range(width):
+                    total[p] = zero[p]
+                for p in range(width):
+                    product[p] = base[p]
+            for p in range(width):
+                total[p] += one[p] * sine[p]
+            for p in range(width):
+                total[p] += two[p] * cosine[p]
+
+
+# Below, the output rows of all images are numbered one after the other: row k is row k % height of image k // height.
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _gather(waves: Any, taps: Any, stride: Any, row: int, rows: int, columns: int, features: Any) -> None:
+def _features(
+    images: Any, channel: int, taps: Any, wave: Any, stride: Any, row: int, rows: int, shape: Any, pixels: Any, out: Any
+) -> None:
+    """Sines and cosines of the pixels under each tap: images (B, C, H, W) -> out (wires, 2, size)."""
+    number = images.dtype.type
+    factor, shift = number(wave[0]), number(wave[1])
+    height, width = shape
     for wire in range(len(taps)):
-        channel, down, right = taps[wire, 0], taps[wire, 1], taps[wire, 2]
-        for d in range(2):
-            for i in range(rows):
-                for j in range(columns):
-                    features[wire, d, i * columns + j] = waves[
-                        d, channel, (row + i) * stride[0] + down, j * stride[1] + right
-                    ]
+        plane, down, across = channel + taps[wire, 0], taps[wire, 1], taps[wire, 2]
+        for i in range(rows):
+            source = images[(row + i) // height, plane, (row + i) % height * stride[0] + down]
+            target = pixels[i * width :]
+            if stride[1] == 1:
+                for j in range(width):
+                    target[j] = source[across + j]
+            else:
+                for j in range(width):
+                    target[j] = source[across + j * stride[1]]
+        sine, cosine = out[wire, 0], out[wire, 1]
+        for p in range(pixels.size):
+            sine[p], cosine[p] = sine_cosine(factor * pixels[p] + shift)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _pixels_backward(
+    features: Any,
+    slopes: Any,
+    channel: int,
+    taps: Any,
+    wave: Any,
+    stride: Any,
+    row: int,
+    rows: int,
+    shape: Any,
+    out: Any,
+) -> None:
+    """Add the gradients of the features to those of the pixels they came from, out (B, C, H, W)."""
+    turn = out.dtype.type(math.pi * wave[0])
+    height, width = shape
+    for wire in range(len(taps)):
+        plane, down, across = channel + taps[wire, 0], taps[wire, 1], taps[wire, 2]
+        sine, cosine, to_sine, to_cosine = features[wire, 0], features[wire, 1], slopes[wire, 0], slopes[wire, 1]
+        for p in range(to_sine.size):
+            to_sine[p] = turn * (to_sine[p] * cosine[p] - to_cosine[p] * sine[p])
+        for i in range(rows):
+            target = out[(row + i) // height, plane, (row + i) % height * stride[0] + down]
+            source = to_sine[i * width :]
+            if stride[1] == 1:
+                for j in range(width):
+                    target[across + j] += source[j]
+            else:
+                for j in range(width):
+                    target[across + j * stride[1]] += source[j]
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _size(rows: int, width: int) -> int:
+    """Numbers in a block of rows, up to a multiple of LANES."""
+    return (rows * width + LANES - 1) // LANES * LANES
 
 
 @cache
@@ -284,38 +359,32 @@ def patch_kernels(left: int, right: int) -> tuple[Callable[..., None], Callable[
         groups, rows_out = coefficients.shape[0], coefficients.shape[1]
         channels = images.shape[1] // groups
         height, width = out.shape[2], out.shape[3]
-        flat = out.reshape(out.shape[0], out.shape[1], height * width)
-        block_rows = max(1, BLOCK // width)
-        size = block_rows * width
+        block = max(1, BLOCK // width)
         number = images.dtype.type
-        waves = np.empty((2, channels, images.shape[2], images.shape[3]), images.dtype)
-        features = np.empty((left + right, 2, size), images.dtype)
-        u = np.empty((n_left, size), images.dtype)
-        v = np.empty((n_right, size), images.dtype)
-        for b in range(first, last):
+        for row in range(first * height, last * height, block):
+            rows = min(block, last * height - row)
+            size = _size(rows, width)
+            pixels, result = np.zeros(size, images.dtype), np.empty(size, images.dtype)
+            features = np.empty((left + right, 2, size), images.dtype)
+            u, v = np.empty((n_left, size), images.dtype), np.empty((n_right, size), images.dtype)
             for g in range(groups):
-                for c in range(channels):
-                    for i in range(images.shape[2]):
-                        for j in range(images.shape[3]):
-                            turns = number(wave[0]) * images[b, g * channels + c, i, j] + number(wave[1])
-                            waves[0, c, i, j], waves[1, c, i, j] = sine_cosine(turns)
-                for row in range(0, height, block_rows):
-                    rows = min(block_rows, height - row)
-                    count = rows * width
-                    _gather(waves, taps, stride, row, rows, width, features)
-                    _products(features, 0, left, u, count)
-                    _products(features, left, left + right, v, count)
-                    for r in range(rows_out):
-                        target = flat[b, g * rows_out + r]
-                        matrix = coefficients[g, r]
-                        for p in range(count):
-                            total = number(0)
-                            for a in range(n_left):
-                                partial = number(0)
-                                for k in range(n_right):
-                                    partial += matrix[a, k] * v[k, p]
-                                total += partial * u[a, p]
-                            target[row * width + p] = total
+                _features(images, g * channels, taps, wave, stride, row, rows, (height, width), pixels, features)
+                _products(features, 0, left, u)
+                _products(features, left, left + right, v)
+                for r in range(rows_out):
+                    matrix = coefficients[g, r]
+                    for p in range(size):
+                        total = number(0)
+                        for a in range(n_left):
+                            partial = number(0)
+                            for k in range(n_right):
+                                partial += matrix[a, k] * v[k, p]
+                            total += partial * u[a, p]
+                        result[p] = total
+                    for i in range(rows):
+                        target = out[(row + i) // height, g * rows_out + r, (row + i) % height]
+                        for j in range(width):
+                            target[j] = result[i * width + j]
 
     @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
     def backward(
@@ -330,77 +399,58 @@ def patch_kernels(left: int, right: int) -> tuple[Callable[..., None], Callable[
         first: int,
         last: int,
     ) -> None:
-        """grad (B, G * R, H', W') -> grad_images (B, C, H, W), added to grad_coefficients (G, R, n_left, n_right)."""
+        """From grad (B, G * R, H', W'), adds to grad_images (B, C, H, W), grad_coefficients (G, R, n_left, n_right)."""
         groups, rows_out = coefficients.shape[0], coefficients.shape[1]
         channels = images.shape[1] // groups
         height, width = grad.shape[2], grad.shape[3]
-        flat = grad.reshape(grad.shape[0], grad.shape[1], height * width)
-        block_rows = max(1, BLOCK // width)
-        size = block_rows * width
+        block = max(1, BLOCK // width)
         number = images.dtype.type
-        waves = np.empty((2, channels, images.shape[2], images.shape[3]), images.dtype)
-        slopes_waves = np.empty(waves.shape, images.dtype)
-        features = np.empty((left + right, 2, size), images.dtype)
-        slopes = np.empty(features.shape, images.dtype)
-        u, gu = np.empty((n_left, size), images.dtype), np.empty((n_left, size), images.dtype)
-        v, gv = np.empty((n_right, size), images.dtype), np.empty((n_right, size), images.dtype)
-        weighted = np.empty((n_left, size), images.dtype)
-        for b in range(first, last):
+        for row in range(first * height, last * height, block):
+            rows = min(block, last * height - row)
+            size = _size(rows, width)
+            # Zeros behind the last patch: what is added there comes to nothing.
+            pixels, incoming = np.zeros(size, images.dtype), np.zeros(size, images.dtype)
+            features = np.empty((left + right, 2, size), images.dtype)
+            slopes = np.empty((left + right, 2, size), images.dtype)
+            u, gu = np.empty((n_left, size), images.dtype), np.empty((n_left, size), images.dtype)
+            v, gv = np.empty((n_right, size), images.dtype), np.empty((n_right, size), images.dtype)
+            weighted = np.empty((n_left, size), images.dtype)
             for g in range(groups):
-                for c in range(channels):
-                    for i in range(images.shape[2]):
-                        for j in range(images.shape[3]):
-                            turns = number(wave[0]) * images[b, g * channels + c, i, j] + number(wave[1])
-                            waves[0, c, i, j], waves[1, c, i, j] = sine_cosine(turns)
-                for d in range(2):
-                    for c in range(channels):
-                        _clear(slopes_waves[d, c], slopes_waves.shape[3])
-                for row in range(0, height, block_rows):
-                    rows = min(block_rows, height - row)
-                    count = rows * width
-                    _gather(waves, taps, stride, row, rows, width, features)
-                    _products(features, 0, left, u, count)
-                    _products(features, left, left + right, v, count)
-                    _clear(gu, count)
-                    _clear(gv, count)
-                    for r in range(rows_out):
-                        incoming = flat[b, g * rows_out + r, row * width :]
-                        matrix, slope = coefficients[g, r], grad_coefficients[g, r]
-                        for a in range(n_left):
-                            for p in range(count):
-                                weighted[a, p] = incoming[p] * u[a, p]
-                                partial = number(0)
-                                for k in range(n_right):
-                                    partial += matrix[a, k] * v[k, p]
-                                gu[a, p] += incoming[p] * partial
+                _features(images, g * channels, taps, wave, stride, row, rows, (height, width), pixels, features)
+                _products(features, 0, left, u)
+                _products(features, left, left + right, v)
+                _clear(gu)
+                _clear(gv)
+                for r in range(rows_out):
+                    for i in range(rows):
+                        source = grad[(row + i) // height, g * rows_out + r, (row + i) % height]
+                        for j in range(width):
+                            incoming[i * width + j] = source[j]
+                    matrix, slope = coefficients[g, r], grad_coefficients[g, r]
+                    for a in range(n_left):
+                        mine, product, scaled = gu[a], u[a], weighted[a]
+                        for p in range(size):
+                            scaled[p] = incoming[p] * product[p]
+                        for p in range(size):
+                            partial = number(0)
                             for k in range(n_right):
-                                total = number(0)
-                                for p in range(count):
-                                    total += weighted[a, p] * v[k, p]
-                                slope[a, k] += total
+                                partial += matrix[a, k] * v[k, p]
+                            mine[p] += incoming[p] * partial
                         for k in range(n_right):
-                            for p in range(count):
-                                partial = gv[k, p]
-                                for a in range(n_left):
-                                    partial += matrix[a, k] * weighted[a, p]
-                                gv[k, p] = partial
-                    _products_backward(features, gu, 0, left, u, slopes, count)
-                    _products_backward(features, gv, left, left + right, v, slopes, count)
-                    for wire in range(left + right):
-                        channel, down, across = taps[wire, 0], taps[wire, 1], taps[wire, 2]
-                        for d in range(2):
-                            for i in range(rows):
-                                for j in range(width):
-                                    slopes_waves[d, channel, (row + i) * stride[0] + down, j * stride[1] + across] += (
-                                        slopes[wire, d, i * width + j]
-                                    )
-                turn = number(math.pi * wave[0])
-                for c in range(channels):
-                    for i in range(images.shape[2]):
-                        for j in range(images.shape[3]):
-                            grad_images[b, g * channels + c, i, j] = turn * (
-                                slopes_waves[0, c, i, j] * waves[1, c, i, j]
-                                - slopes_waves[1, c, i, j] * waves[0, c, i, j]
-                            )
+                            total, other = number(0), v[k]
+                            for p in range(size):
+                                total += scaled[p] * other[p]
+                            slope[a, k] += total
+                    for k in range(n_right):
+                        mine = gv[k]
+                        for p in range(size):
+                            partial = mine[p]
+                            for a in range(n_left):
+                                partial += matrix[a, k] * weighted[a, p]
+                            mine[p] = partial
+                _products_backward(features, gu, 0, left, u, slopes)
+                _products_backward(features, gv, left, left + right, v, slopes)
+                shape = (height, width)
+                _pixels_backward(features, slopes, g * channels, taps, wave, stride, row, rows, shape, grad_images)
 
     return forward, backward
