@@ -64,12 +64,10 @@ def compare(
 
     from qconv import experiment, report
     from qconv.analysis import choose_settings
-    from qconv.data import load_dataset
     from qconv.models import ARMS
 
     names = ARMS if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     tasks = experiment.grid(dataset, names, range(seeds), epochs=epochs, n_train=n_train)
-    load_dataset(dataset, data_dir)  # what is wrong with the data is said before a progress bar starts
     out = Path("runs") / dataset if out is None else out
     console = Console()
     bar = Progress(
@@ -81,14 +79,17 @@ def compare(
         console=console,
     )
     try:
-        with bar:
-            shown = bar.add_task("training", total=len(tasks))
+        shown = bar.add_task("training", total=len(tasks))
 
-            def on_row(done: int, total: int, row: Row | None) -> None:
-                bar.update(shown, completed=done, description="training" if row is None else f"training {row.task.arm}")
+        def on_row(done: int, total: int, row: Row | None) -> None:
+            bar.start()  # at the first call: by then folder and data have been found good
+            bar.update(shown, completed=done, description="training" if row is None else f"training {row.task.arm}")
 
+        try:
             rows = experiment.run(tasks, out, workers=workers or _processors(), data_dir=data_dir, progress=on_row)
             bar.update(shown, description="training")
+        finally:
+            bar.stop()
         chosen = choose_settings(rows)
         firsts = {name: choice.rows[0].task for name, choice in chosen.items()}
         with console.status("feature maps"):

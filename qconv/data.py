@@ -281,6 +281,14 @@ def _data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
 def _published_file(name: str, file: str, folder: Path | None) -> Path:
     """Find a file in the user's folder, or else in the cache, downloading it there; its checksum is right."""
     expected = _SOURCES[name][1][file]
+    if folder is not None and not (folder / name / file).exists():
+        # Two near misses that a download would only hide.
+        if (folder / file).exists():
+            raise ValueError(f"{file} lies in {folder} itself: name the folder above it, which holds {name}/")
+        if (folder / name / file.removesuffix(".gz")).exists():
+            raise ValueError(
+                f"{folder / name} holds {file.removesuffix('.gz')} uncompressed: qconv reads {file} (gzip it)"
+            )
     if folder is None or not (folder / name / file).exists():
         return _download(name, file, expected, folder)
     path = folder / name / file

@@ -247,6 +247,7 @@ def terminal(report: Report, width: int = 80) -> RenderableType:
     """
     first, n_seeds = report.rows[0], report.n_seeds
     results = f"accuracy: mean ± 95 % interval over {n_seeds} seeds" if n_seeds > 1 else "accuracy: of one seed"
+    results += "; settings, and the arms of the verdict, are chosen by validation accuracy"
     results += "\ns: training once, wall clock, on cores that the workers shared"
     energy = f"energy: one inference, modeled for {first.prices}\nlow – high: cheap or dear memory, for all arms alike"
     name = f"Arms on {first.task.dataset}"

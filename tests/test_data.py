@@ -325,3 +325,14 @@ def test_the_published_files(name: str, mean: float) -> None:
     split = loaded.split(0, n_train=600)
     assert [len(part.labels) for part in split] == [600, 10000, 10000]
     assert set(torch.bincount(split.train.labels).tolist()) <= set(range(50, 70))
+
+
+def test_near_misses_in_the_data_folder_are_named(tmp_path):
+    file = "train-images-idx3-ubyte.gz"
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / file).touch()
+    with pytest.raises(ValueError, match="name the folder above it, which holds mnist/"):
+        load_dataset("mnist", tmp_path / "mnist")
+    (tmp_path / "mnist" / file).rename(tmp_path / "mnist" / file.removesuffix(".gz"))
+    with pytest.raises(ValueError, match="uncompressed"):
+        load_dataset("mnist", tmp_path)
