@@ -12,6 +12,7 @@ from qconv import load_backend, simulate
 from qconv.backends import Unsupported, backend_names
 from qconv.backends.contraction import contract
 from qconv.backends.protocol import measurement_settings
+from qconv.backends.uploads import Uploads
 from qconv.testing import check_backend
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -141,13 +142,33 @@ def test_amplitudes_of_any_size_are_normalized(size):
         np.testing.assert_allclose(gradient.double() * size, dx.sum((1, 2)) * size, atol=1e-4)
 
 
-def test_many_patches_take_the_same_road_as_few():
-    # More patches than basis states: the unitary of the trainable part is built once.
-    circuit = kernel("strongly_entangling", 2, readout=["ZI", "YX"])
-    x, w = draw_numbers(circuit, patches=9)
+@pytest.mark.parametrize("filters", [1, 3])
+@given(circuit=circuits())
+def test_many_patches_take_the_same_road_as_few(circuit, filters):
+    # More patches than basis states: what stands between the features is built once for all patches.
+    x, w = draw_numbers(circuit, patches=9, filters=filters)
+    x, w = x.requires_grad_(), w.requires_grad_()
     together = simulate(circuit, x, w, backend="statevector")
     alone = torch.cat([simulate(circuit, row[None], w, backend="statevector") for row in x])
-    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+    torch.testing.assert_close(together, alone, atol=1e-11, rtol=0)
+    if together.requires_grad:
+        gradients = [torch.autograd.grad(y.square().sum(), (x, w), allow_unused=True) for y in (together, alone)]
+        for ours, theirs in zip(*gradients, strict=True):
+            if ours is not None or theirs is not None:
+                torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("encoding", ["angle", "angle_x", "angle_z"])
+def test_uploads_are_layers_of_phases(encoding):
+    layer = kernel("heisenberg", 3, 1, encoding=encoding)
+    circuit = layer + layer.shift_weights(layer.n_weights) + layer.shift_weights(2 * layer.n_weights)
+    plan = Uploads.of(circuit)
+    assert [upload.wires for upload in plan.uploads] == [(0, 1, 2)] * 3
+    assert len(set(plan.uploads)) == 1
+    assert sum(len(block) for block in plan.blocks) == len(circuit.gates) - 9
+    x, w = draw_numbers(circuit, patches=11)
+    values, _, _ = expected(circuit, x, w)
+    np.testing.assert_allclose(simulate(circuit, x, w, backend="statevector"), values, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -13,6 +13,7 @@ from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.uploads import Uploads
 
 MAX_WIRES = 20  # 8 MB a patch in complex64
 
@@ -121,6 +122,7 @@ class StatevectorCompiled:
         data = [k for k, gate in enumerate(circuit.gates) if gate.depends_on("input")]
         # After the last gate that sees the patch, all patches go through the same unitary.
         self._split = data[-1] + 1 if data else 0
+        self._uploads = Uploads.of(circuit)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
@@ -130,6 +132,9 @@ class StatevectorCompiled:
         dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
         state = torch.zeros(1, 1, size, dtype=dtype, device=weights.device)
         state[..., 0] = 1
+        if self._uploads is not None and size <= len(inputs):
+            values = expectations(self._by_uploads(self._uploads, state, inputs, weights), circuit.observables)
+            return values.expand(len(inputs), len(weights), -1)
         for gate in circuit.gates[: self._split]:
             if gate.name == AMPLITUDE:
                 features = torch.cat([angle_value(angle, inputs, weights) for angle in gate.angles], dim=-1)
@@ -150,11 +155,33 @@ class StatevectorCompiled:
         values = expectations(state, circuit.observables)
         return values.expand(len(inputs), len(weights), -1)
 
+    def _by_uploads(self, plan: Uploads, state: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The final state where there are fewer basis states than patches: blocks are built on the basis, once."""
+        n = self.circuit.n_wires
+        for gate in plan.blocks[0]:
+            state = apply_gate(state, gate, n, inputs, weights)
+        # From here on (F or 1, P or 1, 2^n); V^+ psi is the row psi times conj(V).
+        bases = [torch.from_numpy(upload.basis(n)).to(state) for upload in plan.uploads]
+        state = state.transpose(0, 1) @ bases[0].conj()
+        phases = {upload: upload.phases(inputs, n) for upload in dict.fromkeys(plan.uploads)}
+        for k, upload in enumerate(plan.uploads):
+            rows = bases[k].mT[:, None]
+            for gate in plan.blocks[k + 1]:
+                rows = apply_gate(rows, gate, n, inputs, weights)
+            block = rows.transpose(0, 1)
+            if k + 1 < len(bases):
+                block = block @ bases[k + 1].conj()
+            state = (state * phases[upload]) @ block
+        return state.transpose(0, 1)
+
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: mirrors `__call__`, gates that see no patch once for all of them."""
         size = 2**self.circuit.n_wires
         settings = len(measurement_settings(self.circuit.observables))
         total = device_counts(self.circuit, settings, patches * filters, shots=None)
+        if self._uploads is not None and size <= patches:
+            readout = readout_counts(size, len(self.circuit.observables), patches * filters)
+            return total + self._uploads.counts(size, patches, filters) + readout
         head, tail = self.circuit.gates[: self._split], self.circuit.gates[self._split :]
         seen = per_filter = False
         for gate in head:
