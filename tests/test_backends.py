@@ -371,7 +371,10 @@ def test_auto_says_what_it_chose():
         (kernel("heisenberg", 4, encoding="amplitude"), None, None, "statevector"),
         (reupload, None, None, "statevector"),
         (reupload, None, NOISE, "pennylane"),
+        (kernel("heisenberg", 9), None, None, "statevector"),
         (kernel("heisenberg", 11), None, None, "statevector"),
+        (kernel("strongly_entangling", 9), None, None, "fourier"),
+        (kernel("strongly_entangling", 25), None, None, "fourier"),
         (kernel("heisenberg", 4), 100, None, "qiskit"),
     ]:
         backend, reason = auto.choose(circuit, shots, noise)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,8 +30,13 @@ from qconv.backends.contraction import contract, polynomial_counts, scaled
 from qconv.backends.fused import register
 from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
 
+if TYPE_CHECKING:
+    from qconv.backends.tensor_train import TrainCompiled
+
 Real = NDArray[np.float64]
 MAX_WIRES = 10  # 4^10 coefficients an observable: 4 MB in float32
+# From here on a tensor train of the coefficients, where the circuit has a short one, is cheaper than all 3^n.
+TRAIN_FROM = 8
 
 
 def constant(array: Real, like: Tensor) -> Tensor:
@@ -414,22 +420,30 @@ class FourierCompiled:
 
 
 class FourierBackend:
-    """Product-encoded kernels as real trigonometric polynomials: exact, differentiable, noise at no cost a patch."""
+    """Product-encoded kernels as real trigonometric polynomials: exact, differentiable, noise at no cost a patch.
+
+    Up to 7 wires all 3^n coefficients are built; beyond, a tensor train of them where the circuit is shallow enough
+    for a short one, and all of them up to 10 wires where it is not.
+    """
 
     name = "fourier"
 
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
-    ) -> FourierCompiled:
+    ) -> FourierCompiled | TrainCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
         if shots is not None:
             raise Unsupported(
                 f"backend 'fourier' gives exact values but shots={shots} was asked: use backend 'qiskit' or 'pennylane'"
             )
-        if circuit.n_wires > MAX_WIRES:
-            raise Unsupported(
-                f"backend 'fourier' keeps 4^n coefficients and takes up to {MAX_WIRES} wires but the kernel has "
-                f"{circuit.n_wires}: use 'statevector'"
-            )
+        if circuit.n_wires >= TRAIN_FROM:
+            # Builds on this file, and is needed by few kernels.
+            from qconv.backends.tensor_train import TrainCompiled
+
+            try:
+                return TrainCompiled(circuit, noise)
+            except Unsupported:
+                if circuit.n_wires > MAX_WIRES:
+                    raise
         return FourierCompiled(circuit, noise)

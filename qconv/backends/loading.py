@@ -8,7 +8,7 @@ from typing import Any
 from circuits.circuit import Circuit
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
-from qconv.backends.fourier import FourierBackend
+from qconv.backends.fourier import TRAIN_FROM, FourierBackend, FourierCompiled
 from qconv.backends.protocol import Backend, Compiled, Unsupported, check_options
 from qconv.backends.statevector import StatevectorBackend
 
@@ -26,7 +26,7 @@ def _qiskit(**options: Any) -> Backend:
 
 
 class AutoBackend:
-    """Picks the cheapest backend that can run the circuit; `explain` says which and why."""
+    """Picks a backend by the circuit, shots and noise; `choose` says which and why."""
 
     name = "auto"
 
@@ -36,11 +36,21 @@ class AutoBackend:
         if shots is not None:
             return _qiskit(), f"qiskit: {shots} shots are sampled from counts of AerSimulator"
         try:
-            FourierBackend().compile(circuit, noise=noise)
+            compiled = FourierBackend().compile(circuit, noise=noise)
         except Unsupported as reason:
             if noise is not None:
                 return _pennylane(device="default.mixed"), f"pennylane default.mixed: noise, and {reason}"
             return StatevectorBackend(), f"statevector: {reason}"
+        if not isinstance(compiled, FourierCompiled):
+            return FourierBackend(), (
+                f"fourier: product encoding on {circuit.n_wires} wires and a shallow circuit, so coefficients are a "
+                "short tensor train, built once a call"
+            )
+        if circuit.n_wires >= TRAIN_FROM and noise is None:
+            # Building 4^n coefficients then costs more than evolving the 2^n basis states.
+            return StatevectorBackend(), (
+                f"statevector: product encoding, but {circuit.n_wires} wires and no short tensor train"
+            )
         return FourierBackend(), (
             f"fourier: product encoding on {circuit.n_wires} wires, so coefficients are built once a call and each "
             "patch costs one real contraction"

@@ -106,7 +106,7 @@ def split_invalid(rows: Real) -> tuple[Real, NDArray[np.bool_]]:
 
     A sampler would turn NaN into some plausible outcome; those rows' values are NaN, as on exact backends.
     """
-    invalid = ~np.isfinite(rows).all(axis=1)
+    invalid = np.logical_not(np.isfinite(rows).all(axis=1), dtype=np.bool_)
     return np.where(invalid[:, None], 0.0, rows), invalid
 
 
