@@ -31,7 +31,7 @@ Plain = Callable[[Tensor, Tensor], Tensor]
 
 MAX_FUSED_WIRES = 5  # beyond, the contraction is large enough for matrix products to win
 _CACHED_WEIGHTS = 8
-_PARALLEL_FROM = 2_000_000  # multiplications below which a second thread costs more than it saves
+_PARALLEL_FROM = 40_000_000  # multiplications below which a second thread costs more than it saves
 
 
 @cache
