@@ -140,7 +140,11 @@ class IntegerWeight(Quantizer):
     def integers(self, x: Tensor) -> Codes:
         """round(x / scale); scale of shape (outputs, 1, ...) per channel, else ()."""
         wide = _wide(x)
-        peak = wide.abs().amax(tuple(range(1, x.dim())), keepdim=True) if self.per_channel else wide.abs().amax()
+        peak = (
+            wide.abs().amax(tuple(range(1, x.dim())), keepdim=True)
+            if self.per_channel
+            else wide.abs().amax(tuple(range(x.dim())))
+        )
         scale = _usable(peak / self.max_code)
         codes = (wide / scale).round().clamp(-self.max_code, self.max_code).int()
         return Codes(codes, scale, codes.new_zeros(()))

@@ -13,6 +13,7 @@ for _module in (_circuits, _classical):
 from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
 from qconv.layers import FourierConv2d, QuantumConv2d  # noqa: E402
 from qconv.simulation import simulate  # noqa: E402
+from qconv.surrogates import Surrogate, surrogate  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -21,8 +22,10 @@ __all__ = [
     "Compiled",
     "FourierConv2d",
     "QuantumConv2d",
+    "Surrogate",
     "Unsupported",
     "backend_names",
     "load_backend",
     "simulate",
+    "surrogate",
 ]

@@ -1,11 +1,9 @@
-"""Quantum convolution as a drop-in for nn.Conv2d, and its control with free coefficients."""
+"""Quantum convolution as a drop-in for nn.Conv2d."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from math import ceil, pi
 from typing import Any
 
@@ -19,145 +17,16 @@ from circuits.kernels import kernel as named_kernel
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from qconv.backends import fused
-from qconv.backends.contraction import contract, polynomial_counts, scaled
-from qconv.backends.fourier import MAX_WIRES, FourierCompiled
+from qconv.backends.fourier import FourierCompiled
 from qconv.backends.loading import AutoBackend, load_backend
-from qconv.backends.protocol import Backend, Compiled, full_precision
+from qconv.backends.protocol import Backend, Compiled
+from qconv.fourier_conv import FourierConv2d as FourierConv2d
 from qconv.gradients import compile_differentiable
-from qconv.patches import Geometry, Pair, fold, pad, unfold, whole
+from qconv.patch_conv import PatchConv2d as PatchConv2d
+from qconv.patches import Pair
+from qconv.surrogates import surrogate
 
 CHANNELS = ("joint",)
-
-
-class PatchConv2d(nn.Module):
-    """What our convolutions share: nn.Conv2d's arguments and shapes around a function of patches.
-
-    A subclass gives `.weight` and `evaluate(patches, weights) -> (P, rows)`.
-    """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair,
-        padding: int | Pair | str,
-        dilation: int | Pair,
-        groups: int,
-        padding_mode: str,
-    ) -> None:
-        super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            whole(value, name, 1)
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value % groups:
-                raise ValueError(
-                    f"{name} is {value}, which {groups} groups do not divide: make {name} a multiple of groups"
-                )
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.geometry = Geometry.of(kernel_size, stride, padding, dilation, padding_mode)
-        # As nn.Conv2d has them, for tools that read a convolution.
-        self.kernel_size, self.stride = self.geometry.kernel_size, self.geometry.stride
-        self.padding, self.dilation = self.geometry.padding, self.geometry.dilation
-        self.padding_mode = padding_mode
-
-    @property
-    def features(self) -> int:
-        """Numbers in the patch that one group sees."""
-        return self.in_channels // self.groups * self.geometry.taps
-
-    def _make_bias(self, bias: bool, like: Tensor) -> None:
-        if bias:
-            self.bias = nn.Parameter(torch.zeros(self.out_channels, dtype=like.dtype, device=like.device))
-        else:
-            self.register_parameter("bias", None)
-
-    def evaluate(self, patches: Tensor, weights: Tensor) -> Tensor:
-        """Outputs of one group: patches (P, features) and its share of the weights -> (P, rows)."""
-        raise NotImplementedError
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Convolve.
-
-        Args:
-            images: (B, C, H, W) or (C, H, W), floating point, of the layer's dtype (any float under torch.autocast).
-
-        Returns:
-            (B, out_channels, H', W') or (out_channels, H', W'), sized as nn.Conv2d's.
-
-        Raises:
-            ValueError: For another shape, number of channels or dtype.
-        """
-        if not isinstance(images, Tensor):
-            raise ValueError(
-                f"images are a {type(images).__name__}: give a torch.Tensor, such as torch.as_tensor(images)"
-            )
-        if self.weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"the layer is {self.weight.dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
-                "with .float(), and use torch.autocast for mixed precision"
-            )
-        if images.ndim not in (3, 4) or images.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"layer has {self.in_channels} input channels but images have shape {tuple(images.shape)}: "
-                f"give (batch, {self.in_channels}, height, width)"
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}: convert them to floats first, such as images.float() / 255")
-        precision = full_precision(images)
-        if images.dtype != self.weight.dtype and isinstance(precision, nullcontext):
-            raise ValueError(
-                f"images are {images.dtype} but the layer is {self.weight.dtype}: convert one with .to(dtype)"
-            )
-        # Half precision never enters a circuit: errors of angles would grow with depth.
-        with precision:
-            return self._forward(images.to(self.weight.dtype))
-
-    def convolve(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H', W'), without bias."""
-        return self._over_patches(pad(images, self.geometry), self.weight)
-
-    def _over_patches(self, padded: Tensor, weight: Tensor) -> Tensor:
-        """Cut padded images into patches, evaluate each group, and put the outputs back in their places."""
-        unpadded = replace(self.geometry, padding=(0, 0))
-        size = unpadded.output_size(padded.shape[-2], padded.shape[-1])
-        outputs = []
-        for part, weights in zip(padded.chunk(self.groups, dim=1), weight.chunk(self.groups), strict=True):
-            values = self.evaluate(unfold(part, self.geometry), weights)
-            outputs.append(fold(values[:, : self.out_channels // self.groups], len(padded), size))
-        return outputs[0] if self.groups == 1 else torch.cat(outputs, dim=1)
-
-    def _forward(self, images: Tensor) -> Tensor:
-        batch = images if images.ndim == 4 else images[None]
-        result = self.convolve(batch)
-        if self.bias is not None:
-            result = result + self.bias[:, None, None]
-        result = result.contiguous()
-        return result if images.ndim == 4 else result[0]
-
-    def _shape_counts(self, input_shape: tuple[int, ...]) -> tuple[int, Counter[str]]:
-        """Patches of one image, and the entries of the ledger that follow from shapes alone."""
-        if len(input_shape) != 3 or input_shape[0] != self.in_channels:
-            raise ValueError(f"input_shape is {input_shape}: give ({self.in_channels}, height, width)")
-        height, width = self.geometry.output_size(input_shape[1], input_shape[2])
-        units = self.out_channels * height * width
-        bias = 0 if self.bias is None else self.out_channels
-        # Adding a bias costs nothing: it is where the sum starts.
-        return height * width, Counter(
-            {"units": units, "activation_bits": 32 * units, "params": self.weight.numel() + bias}
-        )
-
-    def extra_repr(self) -> str:
-        """The arguments that define the layer."""
-        g = self.geometry
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel_size}, stride={g.stride}, "
-            f"padding={g.padding!r}, dilation={g.dilation}, groups={self.groups}, bias={self.bias is not None}, "
-            f"padding_mode={g.padding_mode!r}"
-        )
 
 
 class QuantumConv2d(PatchConv2d):
@@ -321,6 +190,36 @@ class QuantumConv2d(PatchConv2d):
         """See PatchConv2d: outputs ordered (filter, observable)."""
         return self._compile()(patches, weights).flatten(1)
 
+    def to_classical(self) -> FourierConv2d:
+        """The kernel with its weights frozen, as a trigonometric polynomial in plain torch operations.
+
+        Its values are this layer's exact ones, noise included (shots are not drawn: `qconv.surrogate` measures). It
+        needs no simulator, asks for no gradients, and goes through torch.export, torch.compile and ONNX export; its
+        coefficients can be quantized with `.quantize("int8")`.
+
+        Returns:
+            The same geometry, outputs and bias; later changes of this layer do not reach it.
+
+        Raises:
+            Unsupported: For an amplitude encoding, which is no polynomial.
+            ValueError: For more than 2^16 coefficients an output, or input scales without a common divisor.
+
+        Source: Schreiber, Eisert & Meyer, Classical surrogates for quantum learning models (arXiv:2206.11740).
+        """
+        exact = surrogate(self.circuit, self.weight, noise=self.noise)
+        return FourierConv2d.frozen(
+            exact.rows(exact.coefficients, self.out_channels, self.groups),
+            exact.spectrum,
+            self.in_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias,
+            self.padding_mode,
+        )
+
     def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
         """Operations of one inference: what runs here, and (device:...) what a quantum device would have to run.
 
@@ -346,81 +245,3 @@ class QuantumConv2d(PatchConv2d):
             f"{super().extra_repr()}, wires={self.circuit.n_wires}, filters={len(self.weight)}, "
             f"weights={self.circuit.n_weights}, backend={self._backend.name}{shots}"
         )
-
-
-class FourierConv2d(PatchConv2d):
-    """A free trigonometric polynomial of each patch: the features of an angle-encoded kernel, coefficients unbound.
-
-    y = sum over digits of weight[d_1 .. d_n] times prod_j f_{d_j}(x_j), f = (1, sin pi x, cos pi x). Every kernel with
-    "angle" encoding on n wires computes such a polynomial; a circuit ties its 3^n coefficients to few angles, this
-    layer leaves them free. It is the control that tells the circuit from its features.
-
-    Args:
-        in_channels: As nn.Conv2d.
-        out_channels: As nn.Conv2d; each has 3^n coefficients, n = in_channels / groups * kernel pixels, n <= 10.
-        kernel_size: As nn.Conv2d.
-        stride: As nn.Conv2d.
-        padding: As nn.Conv2d.
-        dilation: As nn.Conv2d.
-        groups: As nn.Conv2d.
-        bias: As nn.Conv2d; the constant coefficient makes it redundant.
-        padding_mode: As nn.Conv2d.
-        device: As nn.Conv2d.
-        dtype: As nn.Conv2d.
-
-    Raises:
-        ValueError: For arguments that do not fit, or a patch of more than 10 features.
-
-    Source: Schuld, Sweke & Meyer, Phys. Rev. A 103, 032430 (2021).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair | str = 0,
-        dilation: int | Pair = 1,
-        groups: int = 1,
-        bias: bool = False,
-        padding_mode: str = "zeros",
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        if self.features > MAX_WIRES:
-            raise ValueError(
-                f"a patch has {self.features} features but 3^n coefficients are kept for at most {MAX_WIRES}: use a "
-                "smaller kernel_size or more groups"
-            )
-        self.weight = nn.Parameter(torch.empty(out_channels, 3**self.features, device=device, dtype=dtype))
-        self._make_bias(bias, self.weight)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw coefficients from N(0, 2^-n / 4), which gives outputs a standard deviation of about 1/2."""
-        with torch.no_grad():
-            self.weight.normal_(0, 0.5 * 2 ** (-self.features / 2))
-            if self.bias is not None:
-                self.bias.zero_()
-
-    def evaluate(self, patches: Tensor, weights: Tensor) -> Tensor:
-        """See PatchConv2d."""
-        angles = patches.t() * pi
-        features = torch.stack([torch.ones_like(angles), torch.sin(angles), torch.cos(angles)], dim=1)
-        coefficients = weights.reshape(len(weights), *(3,) * self.features)
-        return contract(coefficients, list(features)).t()
-
-    def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
-        """Operations of one inference.
-
-        Args:
-            input_shape: (channels, height, width).
-        """
-        patches, total = self._shape_counts(input_shape)
-        a_patch = polynomial_counts(self.out_channels // self.groups, [3] * self.features, self.features)
-        total += scaled(a_patch, patches * self.groups)
-        total["weight_bits"] = 32 * total["params"]
-        return total
