@@ -4,7 +4,7 @@ All systems run the same workload in one process, in turns, after a warm-up; med
 single timings depend on caches and load. Gradients are taken with respect to weights and images; the weights change
 before every training step, so that nothing computed from them can be kept.
 
-    python benchmarks/quanvolution.py                 # all workloads, about three minutes
+    python benchmarks/quanvolution.py                 # all workloads, several minutes
     python benchmarks/quanvolution.py W1 W2 --rounds 15 --json out.json
 
 Workloads: 32 images of 1x28x28, float32, angle encoding RY(pi x), <Z> of every wire, depth 2. PennyLane computes in

@@ -20,6 +20,7 @@ from qconv.backends import fused
 from qconv.backends.fourier import FourierCompiled
 from qconv.backends.loading import AutoBackend, load_backend
 from qconv.backends.protocol import Backend, Compiled
+from qconv.backends.tensor_train import TrainCompiled
 from qconv.fourier_conv import FourierConv2d as FourierConv2d
 from qconv.gradients import compile_differentiable
 from qconv.patch_conv import PatchConv2d as PatchConv2d
@@ -232,7 +233,7 @@ class QuantumConv2d(PatchConv2d):
         for _ in range(self.groups):
             total += compiled.counts(patches, filters)
         stored = self.weight.numel()
-        if isinstance(compiled, FourierCompiled):
+        if isinstance(compiled, FourierCompiled | TrainCompiled):
             # Inference reads the coefficients, not the angles they were built from.
             stored = compiled.stored_numbers(len(self.weight))
         total["weight_bits"] = 32 * (stored + (0 if self.bias is None else self.out_channels))

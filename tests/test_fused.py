@@ -95,6 +95,17 @@ def test_circuits_of_your_own():
     agree(random_layer(1, 3, (1, 2), kernel=circuit), torch.randn(2, 1, 4, 5, dtype=torch.float64))
 
 
+def test_circuits_without_weights_have_any_number_of_filters():
+    circuit = Circuit(
+        2, (*tuple(Gate("RY", (w,), (Angle("input", w),)) for w in (0, 1)), Gate("CNOT", (0, 1))), ("ZI", "XY")
+    )
+    for outs in (2, 6, 2):
+        layer = random_layer(1, outs, (1, 2), kernel=circuit)
+        images = torch.rand(2, 1, 4, 5, dtype=torch.float64)
+        assert layer._compile().fused is not None
+        torch.testing.assert_close(layer(images), plain(layer)(images))
+
+
 def test_it_stands_aside_where_it_does_not_apply():
     swapped = Circuit(2, tuple(Gate("RY", (w,), (Angle("input", 1 - w),)) for w in (0, 1)), ("ZZ",))
     dense = Circuit(1, tuple(Gate(n, (0,), (Angle("input", k),)) for k, n in enumerate(("RX", "RY"))), ("Z",))

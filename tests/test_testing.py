@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from classical import QuantizedConv2d
 from qconv import QuantumConv2d, load_backend
 from qconv.testing import check_backend, check_layer
 
@@ -54,6 +55,25 @@ def test_faulty_layers_are_found(fault, found):
     check_layer(nn.Conv2d(2, 3, 2), 2)
     with pytest.raises(AssertionError, match=found):
         check_layer(fault(2, 3, 2), 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation"),
+    [
+        ("float", "float"),
+        ("int8", "int8"),
+        ("int8_channel", "int4"),
+        ("twn", "int8"),
+        ("xnor", "int8"),
+        ("bnn", "bnn"),
+        ("xnor", "xnor"),
+    ],
+)
+def test_quantized_layers_conform(weight, activation):
+    torch.manual_seed(0)
+    layer = QuantizedConv2d(2, 3, (2, 1), stride=(1, 2), groups=1, weight=weight, activation=activation)
+    layer(torch.rand(4, 2, 9, 9))  # learns the range of its inputs, which is then the same for all images
+    check_layer(layer.eval(), 2, stride=(1, 2))
 
 
 def test_positions_are_found_by_the_constant_image_alone():

@@ -1,7 +1,7 @@
 """The fused CPU kernel of small product-encoded circuits, as a torch operator.
 
 With the `fast` extra (numba) a whole quantum convolution is two compiled loops: coefficients from the weights, then
-sines and cosines of each pixel once and the polynomial of each patch, without a patch matrix in memory. Forward and
+the polynomial of a block of patches at a time, without a patch matrix in memory. Forward and
 backward are registered with torch.library, so autograd, torch.compile and export see one operator.
 """
 
@@ -50,7 +50,6 @@ class Program:
     def __init__(self, compiled: FourierCompiled, wave: tuple[float, float], digits: np.ndarray[Any, Any]) -> None:
         circuit = compiled.circuit
         n = circuit.n_wires
-        self.compiled = compiled
         self.wires = n
         self.rows = len(circuit.observables)
         self.wave = np.array(wave) / np.pi
@@ -66,7 +65,7 @@ class Program:
         # Usually each coefficient is one Pauli string's, up to a sign: then it is looked up.
         single = (np.count_nonzero(projection, axis=0) == 1).all()
         self._strings = np.abs(projection).argmax(axis=0) if single else None
-        self._caches: OrderedDict[tuple[bytes, torch.dtype], tuple[Any, Any, Any]] = OrderedDict()
+        self._caches: OrderedDict[tuple[Any, ...], tuple[Any, Any, Any]] = OrderedDict()
         self._typed: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
@@ -119,7 +118,8 @@ class Program:
 
         The cache compares the numbers themselves: no way of changing weights in place can make it stale.
         """
-        key = (weights.tobytes(), weights.dtype)
+        # The shape too: a circuit without weights has equal bytes for any number of filters.
+        key = (weights.tobytes(), weights.shape, weights.dtype)
         with self._lock:
             found = self._caches.get(key)
             if found is not None:
@@ -223,7 +223,7 @@ def single_rotation(compiled: FourierCompiled) -> tuple[tuple[float, float], Any
         angle = reading[0].angle
         if angle.index != wire:
             return None
-        kinds.add((angle.scale, angle.offset, tuple(op.parts[0].tobytes() + op.parts[2].tobytes() for op in ops)))
+        kinds.add((angle.scale, angle.offset, tuple(op.form() for op in ops)))
     if len(kinds) != 1:
         return None
     ((scale, offset, _),) = kinds
