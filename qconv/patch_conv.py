@@ -86,9 +86,10 @@ class PatchConv2d(nn.Module):
             raise ValueError(
                 f"images are a {type(images).__name__}: give a torch.Tensor, such as torch.as_tensor(images)"
             )
-        if self.weight.dtype not in (torch.float32, torch.float64):
+        dtype = self.weight.dtype
+        if dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"the layer is {self.weight.dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
+                f"the layer is {dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
                 "with .float(), and use torch.autocast for mixed precision"
             )
         if images.ndim not in (3, 4) or images.shape[-3] != self.in_channels:
@@ -99,13 +100,11 @@ class PatchConv2d(nn.Module):
         if not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: convert them to floats first, such as images.float() / 255")
         precision = full_precision(images)
-        if images.dtype != self.weight.dtype and isinstance(precision, nullcontext):
-            raise ValueError(
-                f"images are {images.dtype} but the layer is {self.weight.dtype}: convert one with .to(dtype)"
-            )
+        if images.dtype != dtype and isinstance(precision, nullcontext):
+            raise ValueError(f"images are {images.dtype} but the layer is {dtype}: convert one with .to(dtype)")
         # Half precision never enters a circuit: errors of angles would grow with depth.
         with precision:
-            batch = images.to(self.weight.dtype)
+            batch = images.to(dtype)
             result = function(batch if images.ndim == 4 else batch[None]).contiguous()
         return result if images.ndim == 4 else result[0]
 

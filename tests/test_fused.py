@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from circuits import Angle, Channel, Circuit, Gate, NoiseModel
+from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import QuantumConv2d
 from qconv.backends import fused
 
@@ -41,7 +41,9 @@ def agree(layer, images):
         x = images.clone().requires_grad_()
         y = one(x)
         weighting = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).reshape(y.shape)
-        results.append((y.detach(), *torch.autograd.grad((y * weighting).sum(), (x, one.weight))))
+        results.append(
+            (y.detach(), *torch.autograd.grad((y * weighting).sum(), (x, one.weight), materialize_grads=True))
+        )
         with torch.no_grad():
             assert torch.equal(one(images), y)
     for ours, theirs in zip(*results, strict=True):
@@ -60,7 +62,7 @@ def test_fused_kernel_is_the_plain_path(name, encoding, noise, dtype):
 
 @settings(max_examples=25)
 @given(
-    features=st.sampled_from([(1, (1, 1)), (2, (1, 1)), (1, (1, 3)), (2, (2, 1)), (1, (5, 1))]),
+    features=st.sampled_from([(1, (1, 1)), (2, (1, 1)), (1, (1, 3)), (2, (2, 1)), (1, (5, 1)), (1, (2, 3))]),
     groups=st.integers(1, 2),
     outs=st.integers(1, 6),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -106,16 +108,79 @@ def test_circuits_without_weights_have_any_number_of_filters():
         torch.testing.assert_close(layer(images), plain(layer)(images))
 
 
+@st.composite
+def product_encodings(draw):
+    """Up to two rotations of a wire by any features, constant gates before and between, wires without features too."""
+    wires = draw(st.integers(1, 4))
+    unread = list(range(draw(st.integers(1, 2 * wires))))
+    number = st.floats(-2, 2)
+    gates = []
+    for wire in range(wires):
+        own = draw(st.integers(0, min(2, len(unread))))
+        for _ in range(own):
+            gates += [Gate(name, (wire,)) for name in draw(st.lists(st.sampled_from(["H", "S", "T"]), max_size=1))]
+            angle = Angle("input", unread.pop(draw(st.integers(0, len(unread) - 1))), draw(number), draw(number))
+            gates.append(Gate(draw(st.sampled_from(["RX", "RY", "RZ"])), (wire,), (angle,)))
+    assume(gates and any(gate.depends_on("input") for gate in gates))
+    features = 1 + max(angle.index for gate in gates for angle in gate.angles)
+    entangle = (
+        kernel("strongly_entangling", wires, 2).gates[wires:]
+        if wires > 1
+        else (Gate("RX", (0,), (Angle("weight", 0),)),)
+    )
+    letters = st.text("IXYZ", min_size=wires, max_size=wires).filter(lambda text: set(text) != {"I"})
+    return Circuit(wires, (*gates, *entangle), tuple(draw(st.lists(letters, min_size=1, max_size=5)))), features
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=product_encodings(), outs=st.integers(1, 7), noisy=st.booleans())
+def test_every_product_encoding(case, outs, noisy):
+    circuit, features = case
+    layer = random_layer(1, outs, (1, features), kernel=circuit, noise=NOISE if noisy else None)
+    compiled = layer._compile()
+    # Two angles of one wire that meet a T gate in between need more products than the loops have.
+    assume(compiled.fused is not None)
+    agree(layer, torch.randn(2, 1, 3, features + 3, dtype=torch.float64))
+
+
+def test_swapped_and_dense_angles_are_fused():
+    turn = Gate("CRX", (0, 1), (Angle("weight", 0),))
+    swapped = Circuit(2, (*(Gate("RY", (w,), (Angle("input", 1 - w),)) for w in (0, 1)), turn), ("ZZ", "XI"))
+    dense = [
+        Circuit(
+            2,
+            (
+                *(Gate(n, (w,), (Angle("input", 2 * w + k, 3.0),)) for w in (0, 1) for k, n in enumerate(names)),
+                *kernel("strongly_entangling", 2, 1).gates[2:],
+            ),
+            ("ZI", "IX"),
+        )
+        for names in (("RY", "RZ"), ("RX", "RY"), ("RX", "RZ"))
+    ]
+    for circuit in (swapped, *dense):
+        layer = random_layer(1, 2, (1, circuit.n_inputs), kernel=circuit)
+        agree(layer, torch.rand(2, 1, 5, 7, dtype=torch.float64))
+
+
 def test_it_stands_aside_where_it_does_not_apply():
-    swapped = Circuit(2, tuple(Gate("RY", (w,), (Angle("input", 1 - w),)) for w in (0, 1)), ("ZZ",))
-    dense = Circuit(1, tuple(Gate(n, (0,), (Angle("input", k),)) for k, n in enumerate(("RX", "RY"))), ("Z",))
-    for layer in (
-        random_layer(1, 6, (1, 6)),
-        random_layer(1, 1, (1, 2), kernel=swapped),
-        random_layer(1, 1, (1, 2), kernel=dense),
-    ):
+    many = Circuit(1, tuple(Gate(n, (0,), (Angle("input", k),)) for k, n in enumerate(("RX", "RY", "RX"))), ("Z",))
+    for layer in (random_layer(1, 7, (1, 7)), random_layer(1, 1, (1, 3), kernel=many)):
         assert layer._compile().fused is None
         assert layer(torch.rand(1, 1, 7, 7, dtype=torch.float64)).isfinite().all()
+
+
+def test_images_that_need_no_gradient_get_none():
+    layer = random_layer(1, 4, 2)
+    images = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    layer(images).sum().backward()
+    want = layer.weight.grad.clone()
+    agree(layer, images)
+    layer.weight.grad = None
+    layer(images.requires_grad_()).sum().backward()
+    assert torch.equal(layer.weight.grad, want)
+    layer.weight.requires_grad_(False)
+    (slopes,) = torch.autograd.grad(layer(images).sum(), images)
+    torch.testing.assert_close(slopes, images.grad)
 
 
 def test_nan_and_infinity_stay_in_their_patches():
@@ -174,7 +239,7 @@ def test_coefficients_are_never_stale():
 
 
 def test_threads_share_a_layer(monkeypatch):
-    monkeypatch.setattr(fused, "_PARALLEL_FROM", 0)
+    monkeypatch.setattr(fused, "_GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -202,7 +267,7 @@ def _forked(queue, layer, images):
 
 
 def test_forked_workers_run_it(monkeypatch):
-    monkeypatch.setattr(fused, "_PARALLEL_FROM", 0)
+    monkeypatch.setattr(fused, "_GRAIN", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -7,13 +7,10 @@ backward are registered with torch.library, so autograd, torch.compile and expor
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,218 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.gates import pauli_matrix
+from qconv.backends.fused_program import Matrices, Program, wire_forms
+from qconv.backends.threads import run
 from qconv.patches import Geometry, pad
 
 if TYPE_CHECKING:
-    from qconv.backends.fourier import FourierCompiled, PauliOp
+    from qconv.backends.fourier import FourierCompiled
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 
-MAX_FUSED_WIRES = 5  # beyond, the contraction is large enough for matrix products to win
-_CACHED_WEIGHTS = 8
-_PARALLEL_FROM = 40_000_000  # multiplications below which a second thread costs more than it saves
+# 3^6 coefficients of an output: beyond, the contraction is large enough for matrix products to win.
+MAX_NUMBERS = 3**6
+_GRAIN = 400_000  # multiplications worth a thread of their own, some microseconds
+_MOST_PARTS = 16
 
 
 @cache
 def numba_installed() -> bool:
     """Whether the `fast` extra is here; numba itself is imported on first use."""
     return importlib.util.find_spec("numba") is not None
-
-
-class Program:
-    """A compiled circuit as arrays for the loops, registered under a key that operators carry.
-
-    Args:
-        compiled: A product-encoded circuit whose wires each read one feature by one rotation, all alike.
-    """
-
-    def __init__(self, compiled: FourierCompiled, wave: tuple[float, float], digits: np.ndarray[Any, Any]) -> None:
-        circuit = compiled.circuit
-        n = circuit.n_wires
-        self.wires = n
-        self.rows = len(circuit.observables)
-        self.wave = np.array(wave) / np.pi
-        self.start = np.zeros((4**n, self.rows))
-        for k, observable in enumerate(circuit.observables):
-            self.start[_index(observable), k] = 1
-        self._read(compiled.block)
-        # Each wire's Pauli digits as (1, sin, cos) of its angle; 4^n strings become 3^n coefficients.
-        projection = np.eye(1)
-        for _ in range(n):
-            projection = np.kron(projection, digits)
-        self.projection = projection
-        # Usually each coefficient is one Pauli string's, up to a sign: then it is looked up.
-        single = (np.count_nonzero(projection, axis=0) == 1).all()
-        self._strings = np.abs(projection).argmax(axis=0) if single else None
-        self._caches: OrderedDict[tuple[Any, ...], tuple[Any, Any, Any]] = OrderedDict()
-        self._typed: dict[Any, Any] = {}
-        self._lock = threading.Lock()
-
-    def _read(self, block: list[PauliOp]) -> None:
-        from qconv.backends.numba_kernels import DIGIT, PERMUTATION, ROTATION
-
-        n, size = self.wires, 4**self.wires
-        kinds, tables, angles = [], [], []
-        pairs: list[Any] = []
-        signs: list[Any] = []
-        entries: list[list[tuple[int, int, float]]] = []
-        known: dict[str, int] = {}
-        for op in reversed(block):
-            if op.pauli is not None and op.angle is not None:
-                text = "".join(dict(zip(op.wires, op.pauli, strict=True)).get(wire, "I") for wire in range(n))
-                if text not in known:
-                    known[text] = len(pairs)
-                    partner, sign = _rotation_table(text)
-                    pairs.append(partner)
-                    signs.append(sign)
-                kinds.append(ROTATION)
-                tables.append((known[text], op.angle.index if op.angle.source == "weight" else -1))
-                angles.append((op.angle.scale, op.angle.offset))
-                continue
-            matrix = op.parts[0]
-            permutes = np.allclose(np.abs(matrix) @ np.ones(len(matrix)), 1) and np.allclose(
-                matrix @ matrix.T, np.eye(len(matrix))
-            )
-            permutes = permutes and np.allclose(np.abs(matrix), np.round(np.abs(matrix)))
-            kinds.append(PERMUTATION if permutes else DIGIT)
-            tables.append((len(entries), -1))
-            angles.append((0.0, 0.0))
-            entries.append(_digit_table(matrix, op.wires, n))
-        longest = max((len(rows) for rows in entries), default=1)
-        digits = np.full((max(1, len(entries)), longest, 3), -1.0)
-        for k, rows in enumerate(entries):
-            digits[k, : len(rows)] = rows
-        self.ops = (
-            np.array(kinds, dtype=np.int64),
-            np.array(tables, dtype=np.int64).reshape(-1, 2),
-            np.array(angles, dtype=np.float64).reshape(-1, 2),
-            np.array(pairs, dtype=np.int64).reshape(-1, size // 4, 2),
-            np.array(signs, dtype=np.float64).reshape(-1, size // 4),
-            digits,
-        )
-        self.kept = sum(kind == DIGIT for kind in kinds)
-
-    def coefficients(self, weights: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:
-        """(coefficients (F, 3^n, O), evolved observables (F, 4^n, O), what the backward pass needs), cached by value.
-
-        The cache compares the numbers themselves: no way of changing weights in place can make it stale.
-        """
-        # The shape too: a circuit without weights has equal bytes for any number of filters.
-        key = (weights.tobytes(), weights.shape, weights.dtype)
-        with self._lock:
-            found = self._caches.get(key)
-            if found is not None:
-                self._caches.move_to_end(key)
-                return found
-        from qconv.backends.numba_kernels import coefficients_forward
-
-        start, projection = self._as(weights.dtype)
-        final = np.empty((len(weights), *start.shape), weights.dtype)
-        kept = np.empty((len(weights), self.kept, *start.shape), weights.dtype)
-        coefficients_forward(weights, start, *self.ops, final, kept)
-        if self._strings is None:
-            result = (projection.T @ final, final, kept)
-        else:
-            signs = projection[self._strings, np.arange(len(self._strings))]
-            result = (final[:, self._strings] * signs[:, None], final, kept)
-        with self._lock:
-            self._caches[key] = result
-            if len(self._caches) > _CACHED_WEIGHTS:
-                self._caches.popitem(last=False)
-        return result
-
-    def weight_gradient(self, grad: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> Any:
-        """Gradient (F, n_weights) from that of the coefficients (F, 3^n, O)."""
-        from qconv.backends.numba_kernels import coefficients_backward
-
-        _, final, kept = self.coefficients(weights)
-        _, projection = self._as(weights.dtype)
-        if self._strings is None:
-            full = projection @ grad
-        else:
-            full = np.zeros_like(final)
-            full[:, self._strings] = grad * projection[self._strings, np.arange(len(self._strings))][:, None]
-        return coefficients_backward(full, weights, *self.ops, final.copy(), kept)
-
-    def _as(self, dtype: Any) -> tuple[Any, Any]:
-        if dtype not in self._typed:
-            self._typed[dtype] = self.start.astype(dtype), self.projection.astype(dtype)
-        return self._typed[dtype]  # type: ignore[no-any-return]
-
-
-def _index(pauli: str) -> int:
-    index = 0
-    for letter in pauli:
-        index = 4 * index + "IXYZ".index(letter)
-    return index
-
-
-@cache
-def _product_table() -> tuple[Any, Any]:
-    """(digit of A B, phase of A B) for one-wire Paulis."""
-    digit, phase = np.zeros((4, 4), dtype=np.int64), np.zeros((4, 4), dtype=complex)
-    for a, first in enumerate("IXYZ"):
-        for b, second in enumerate("IXYZ"):
-            product = pauli_matrix(first) @ pauli_matrix(second)
-            for c, third in enumerate("IXYZ"):
-                overlap = np.trace(pauli_matrix(third) @ product) / 2
-                if abs(overlap) > 0.5:
-                    digit[a, b], phase[a, b] = c, overlap
-    return digit, phase
-
-
-@cache
-def _rotation_table(pauli: str) -> tuple[Any, Any]:
-    """Pairs (Q, Q') with i P Q = sign Q', each once, and the signs: a rotation about P mixes just these."""
-    digit, phase = _product_table()
-    n = len(pauli)
-    strings = np.stack(np.unravel_index(np.arange(4**n), (4,) * n), axis=1)
-    letters = np.array(["IXYZ".index(letter) for letter in pauli])
-    partner = digit[letters, strings] @ (4 ** np.arange(n)[::-1])
-    factor = 1j * phase[letters, strings].prod(axis=1)
-    first = np.flatnonzero((np.abs(factor.imag) < 0.5) & (np.arange(4**n) < partner))
-    return np.stack([first, partner[first]], axis=1), factor.real[first]
-
-
-def _digit_table(matrix: Any, wires: tuple[int, ...], n: int) -> list[tuple[int, int, float]]:
-    """Entries (target, source, factor) of new[target] = sum factor old[source] for a row vector times a matrix."""
-    strings = np.stack(np.unravel_index(np.arange(4**n), (4,) * n), axis=1)
-    powers = 4 ** np.arange(n)[::-1]
-    local = strings[:, list(wires)] @ (4 ** np.arange(len(wires))[::-1])
-    base = np.arange(4**n) - strings[:, list(wires)] @ powers[list(wires)]
-    offsets = np.stack(np.unravel_index(np.arange(4 ** len(wires)), (4,) * len(wires)), axis=1) @ powers[list(wires)]
-    table = []
-    for i, j in zip(*np.nonzero(np.abs(matrix) > 1e-14), strict=True):
-        for source in np.flatnonzero(local == i):
-            table.append((int(base[source] + offsets[j]), int(source), float(matrix[i, j])))
-    return sorted(table)
-
-
-def single_rotation(compiled: FourierCompiled) -> tuple[tuple[float, float], Any] | None:
-    """((scale, offset), digits (4, 3)) if every wire reads its own feature by one rotation, all alike; else None.
-
-    The Bloch vector (1, X, Y, Z) of each wire is digits @ (1, sin, cos) of scale * feature + offset.
-    """
-    features = compiled.features
-    kinds = set()
-    for wire, ops in enumerate(features.encoders):
-        reading = [op for op in ops if op.angle is not None]
-        if len(reading) != 1 or reading[0].angle is None or reading[0].angle.source != "input":
-            return None
-        angle = reading[0].angle
-        if angle.index != wire:
-            return None
-        kinds.add((angle.scale, angle.offset, tuple(op.form() for op in ops)))
-    if len(kinds) != 1:
-        return None
-    ((scale, offset, _),) = kinds
-    ops = features.encoders[0]
-    samples = np.linspace(-3, 3, 16)
-    grid = np.array([[a if op.angle is not None else 0.0 for op in ops] for a in samples])
-    waves = np.stack([np.ones(16), np.sin(samples), np.cos(samples)], axis=1)
-    digits = np.linalg.lstsq(waves, features.bloch(ops, grid), rcond=None)[0].T
-    return (scale, offset), np.where(np.abs(digits) < 1e-12, 0.0, digits)
 
 
 _PROGRAMS: dict[str, Program] = {}
@@ -245,36 +49,15 @@ def register(compiled: FourierCompiled, text: str) -> str | None:
         compiled: The circuit.
         text: What tells it from all others: its text and its noise.
     """
-    if not numba_installed() or compiled.circuit.n_wires > MAX_FUSED_WIRES:
+    if not numba_installed() or 3**compiled.circuit.n_wires > MAX_NUMBERS:
         return None
     key = hashlib.sha256(text.encode()).hexdigest()
     if key not in _PROGRAMS:
-        form = single_rotation(compiled)
-        if form is None:
+        forms = wire_forms(compiled)
+        if forms is None or forms[0].digits.shape[1] ** len(forms) > MAX_NUMBERS:
             return None
-        _PROGRAMS[key] = Program(compiled, *form)
+        _PROGRAMS[key] = Program(compiled, forms)
     return key
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    # One pool a process: threads do not survive a fork, so a forked worker makes its own.
-    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="qconv")
-
-
-def _parts(images: int, work: int) -> int:
-    """Threads for so many images and multiplications."""
-    return max(1, min(images, torch.get_num_threads())) if work > _PARALLEL_FROM else 1
-
-
-def _share(task: Callable[[int, int, int], None], images: int, work: int) -> None:
-    """Run task(part, first, last) over ranges of images, one a thread, this thread included."""
-    parts = _parts(images, work)
-    bounds = [images * k // parts for k in range(parts + 1)]
-    waiting = [_pool(os.getpid()).submit(task, k, bounds[k], bounds[k + 1]) for k in range(1, parts)]
-    task(0, bounds[0], bounds[1])
-    for future in waiting:
-        future.result()
 
 
 class Convolution:
@@ -282,7 +65,7 @@ class Convolution:
 
     Args:
         program: The circuit.
-        taps: For every wire its channel within the group, row and column offset: (wires, 3), flattened.
+        taps: For every feature its channel within the group, row and column offset: (features, 3), flattened.
         stride: (vertical, horizontal).
         groups: Groups of channels.
         outs: Output channels a group.
@@ -291,72 +74,102 @@ class Convolution:
     def __init__(
         self, program: Program, taps: tuple[int, ...], stride: tuple[int, int], groups: int, outs: int
     ) -> None:
-        self.program, self.groups, self.outs = program, groups, outs
-        self._taps = np.array(taps).reshape(-1, 3)
-        self._stride = np.array(stride)
-        self._reach = (int(self._taps[:, 1].max()), int(self._taps[:, 2].max()))
-        self._left = program.wires // 2
+        # Kept, since even asking for a module takes half a microsecond, and a small layer takes twenty.
+        from qconv.backends import patch_loops
+
+        self._loops = patch_loops
+        self.program, self.groups, self.outs, self._stride = program, groups, outs, stride
+        places = np.array(taps, dtype=np.int64).reshape(-1, 3)
+        self._reach = int(places[:, 1].max()), int(places[:, 2].max())
+        self._taps = np.ascontiguousarray(places[list(program.inputs)])
+        self._waves = {torch.float32: program.waves.astype(np.float32), torch.float64: program.waves}
+        left = program.wires // 2
+        self._plan = left, program.wires - left, program.angles
+        self._template = lru_cache(maxsize=16)(self._new_template)
 
     def output_shape(self, images: Tensor) -> tuple[int, int, int, int]:
         """Shape of the result for padded images (B, C, H, W)."""
-        height = (images.shape[2] - 1 - self._reach[0]) // int(self._stride[0]) + 1
-        width = (images.shape[3] - 1 - self._reach[1]) // int(self._stride[1]) + 1
+        height = (images.shape[2] - 1 - self._reach[0]) // self._stride[0] + 1
+        width = (images.shape[3] - 1 - self._reach[1]) // self._stride[1] + 1
         return images.shape[0], self.groups * self.outs, height, width
+
+    def _new_template(self, images: torch.Size, out: torch.Size, dtype: torch.dtype) -> ctypes.Array[ctypes.c_int64]:
+        """What the loops are told that does not change from call to call."""
+        loops = self._loops
+        data = np.zeros(loops.LENGTH, dtype=np.int64)
+        data[[loops.BATCH, loops.CHANNELS, loops.HEIGHT, loops.WIDTH]] = images
+        data[[loops.ROWS, loops.COLUMNS]] = out[2:]
+        data[[loops.DOWN, loops.ACROSS]] = self._stride
+        data[loops.GROUPS], data[loops.OUTS] = self.groups, self.outs
+        data[loops.TAPS], data[loops.WAVES] = self._taps.ctypes.data, self._waves[dtype].ctypes.data
+        data[loops.BLOCK_ROWS] = loops.block_rows(out[3])
+        # A part is a block here; the backward pass has parts of its own.
+        data[loops.PARTS] = -(-out[0] * out[2] // data[loops.BLOCK_ROWS])
+        return (ctypes.c_int64 * len(data))(*data.tolist())
+
+    def _task_data(self, images: Tensor, out: Tensor, matrices: Matrices) -> Any:
+        loops = self._loops
+        template = self._template(images.shape, out.shape, images.dtype)
+        data: ctypes.Array[ctypes.c_int64] = type(template).from_buffer_copy(template)
+        data[loops.IMAGES], data[loops.OUT], data[loops.MATRICES] = images.data_ptr(), out.data_ptr(), matrices.address
+        return data
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
         """Padded images (B, C, H, W), weights (filters, n_weights) -> (B, groups * outs, H', W')."""
-        x, w = _array(images), _array(weights)
-        coefficients = self._arranged(self.program.coefficients(w)[0])
-        out = torch.empty(self.output_shape(images), dtype=images.dtype)
-        loop, _ = self._loops()
-        target = out.numpy()
-
-        def part(_: int, first: int, last: int) -> None:
-            loop(x, coefficients, self._taps, self.program.wave, self._stride, target, first, last)
-
-        _share(part, len(x), target.size * coefficients[0, 0].size)
+        loops = self._loops
+        images = images.contiguous()
+        out = images.new_empty(self.output_shape(images))
+        if out.numel() == 0:
+            return out
+        matrices = self.program.matrices(_array(weights), self.groups, self.outs)
+        data = self._task_data(images, out, matrices)
+        threads = min(data[loops.PARTS], 1 + out.numel() * self.program.numbers // _GRAIN)
+        run(loops.forward_task(*self._plan, out.element_size() * 8), data, threads)
         return out
 
-    def backward(self, grad: Tensor, images: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of images and weights."""
-        g, x, w = _array(grad), _array(images), _array(weights)
-        full = self.program.coefficients(w)[0]
-        coefficients = self._arranged(full)
-        _, loop = self._loops()
-        target = np.zeros_like(x)
-        work = 3 * g.size * coefficients[0, 0].size
-        sums = np.zeros((_parts(len(x), work), *coefficients.shape), coefficients.dtype)
-
-        def part(k: int, first: int, last: int) -> None:
-            loop(g, x, coefficients, self._taps, self.program.wave, self._stride, target, sums[k], first, last)
-
-        _share(part, len(x), work)
-        # The threads' parts are added in a fixed order, so that results repeat bit for bit.
-        filters, numbers, rows = full.shape
-        kept = np.zeros((self.groups, filters // self.groups * rows, numbers), full.dtype)
-        kept[:, : self.outs] = sums.sum(axis=0).reshape(self.groups, self.outs, numbers)
-        by_filter = kept.reshape(filters, rows, numbers).transpose(0, 2, 1)
-        return torch.from_numpy(target), torch.from_numpy(self.program.weight_gradient(by_filter, w))
-
-    def _arranged(self, full: Any) -> Any:
-        """(F, 3^n, O) -> (G, outs, left, right), surplus outputs dropped."""
-        rows = full.transpose(0, 2, 1).reshape(self.groups, -1, full.shape[1])[:, : self.outs]
-        return np.ascontiguousarray(rows.reshape(self.groups, self.outs, 3**self._left, -1))
-
-    def _loops(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        from qconv.backends.numba_kernels import patch_kernels
-
-        return patch_kernels(self._left, self.program.wires - self._left)
+    def backward(
+        self, grad: Tensor, images: Tensor, weights: Tensor, wanted: tuple[bool, bool] = (True, True)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of images and weights, None for what is not wanted."""
+        loops = self._loops
+        grad, images = grad.contiguous(), images.contiguous()
+        to_images = torch.zeros_like(images) if wanted[0] else None
+        if grad.numel() == 0:
+            return to_images, torch.zeros_like(weights) if wanted[1] else None
+        w = _array(weights)
+        matrices = self.program.matrices(w, self.groups, self.outs)
+        # As many parts on any number of threads: their sums are added in one order and results repeat bit for bit.
+        parts = min(len(images), 1 + 3 * grad.numel() * self.program.numbers // _GRAIN, _MOST_PARTS)
+        sums = np.zeros((parts, *matrices.values.shape), matrices.values.dtype) if wanted[1] else None
+        data = self._task_data(images, grad, matrices)
+        data[loops.PARTS] = parts
+        data[loops.TO_IMAGES] = 0 if to_images is None else to_images.data_ptr()
+        data[loops.TO_MATRICES] = 0 if sums is None else sums.ctypes.data
+        run(loops.backward_task(*self._plan, grad.element_size() * 8), data, parts)
+        to_weights = None if sums is None else torch.from_numpy(self.program.weight_gradient(sums, w))
+        return to_images, to_weights
 
 
 def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
+    return (tensor if tensor.is_contiguous() else tensor.contiguous()).detach().numpy()
 
 
 @lru_cache(maxsize=256)
 def convolution(key: str, taps: tuple[int, ...], stride: tuple[int, int], groups: int, outs: int) -> Convolution:
     """The convolution of a registered program on a geometry."""
     return Convolution(_PROGRAMS[key], taps, stride, groups, outs)
+
+
+def feature_taps(geometry: Geometry, channels: int) -> list[int]:
+    """Where each feature of a patch lies: (channel, row, column) one after the other."""
+    (height, width), (down, across) = geometry.kernel_size, geometry.dilation
+    return [n for c in range(channels) for i in range(height) for j in range(width) for n in (c, i * down, j * across)]
+
+
+@lru_cache(maxsize=256)
+def planned(key: str, geometry: Geometry, channels: int, groups: int, outs: int) -> Convolution:
+    """The convolution of a registered program, with groups of so many channels."""
+    return convolution(key, tuple(feature_taps(geometry, channels)), geometry.stride, groups, outs)
 
 
 class Eager(torch.autograd.Function):
@@ -377,7 +190,7 @@ class Eager(torch.autograd.Function):
             wanted = [t for t in (images, weights) if t.requires_grad]
             found = iter(torch.autograd.grad(ctx.plain(images, weights), wanted, grad, create_graph=True))
             return *(next(found) if t.requires_grad else None for t in (images, weights)), None, None
-        return (*ctx.kernel.backward(grad, images, weights), None, None)
+        return (*ctx.kernel.backward(grad, images, weights, ctx.needs_input_grad[:2]), None, None)
 
 
 # torch.compile and export see operators that they need not look into.
@@ -399,7 +212,8 @@ def product_convolution_backward(
     grad: Tensor, images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
 ) -> tuple[Tensor, Tensor]:
     """See Convolution.backward."""
-    return convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs).backward(grad, images, weights)
+    kernel = convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs)
+    return cast(tuple[Tensor, Tensor], kernel.backward(grad, images, weights))
 
 
 @product_convolution_backward.register_fake
@@ -438,16 +252,15 @@ def convolve(
         outs: Output channels a group.
         plain: The same function of (padded images, weights) in torch operations, for second derivatives.
     """
-    if compiled.fused is None or images.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    # is_cpu before the rest: this path is taken tens of thousands of times a second.
+    if compiled.fused is None or not images.is_cpu or torch._C._are_functorch_transforms_active():
         return None
     padded = pad(images, geometry)
-    (height, width), (down, across) = geometry.kernel_size, geometry.dilation
-    channels = range(images.shape[1] // groups)
-    taps = [v for c in channels for i in range(height) for j in range(width) for v in (c, i * down, j * across)]
+    channels = images.shape[1] // groups
     if torch.compiler.is_compiling():
-        plan = (compiled.fused, taps, list(geometry.stride), groups, outs)
+        plan = (compiled.fused, feature_taps(geometry, channels), list(geometry.stride), groups, outs)
         return cast(Tensor, product_convolution(padded, weights, *plan))
-    kernel = convolution(compiled.fused, tuple(taps), geometry.stride, groups, outs)
+    kernel = planned(compiled.fused, geometry, channels, groups, outs)
     if torch.is_grad_enabled() and (padded.requires_grad or weights.requires_grad):
         result: Tensor = Eager.apply(padded, weights, kernel, plain)  # type: ignore[no-untyped-call]
         return result
