@@ -20,7 +20,7 @@ lint: .venv/.installed-test
 	$(BIN)/lint-imports
 
 bench: .venv/.installed-test
-	$(BIN)/python benchmarks/quanvolution.py
+	$(BIN)/python -m benchmarks.quanvolution --json runs/benchmark.json $(BENCH)
 
 # torch first and pinned: an open range lets the installer fetch gigabytes of GPU libraries on a CPU machine.
 .venv/.installed: pyproject.toml constraints.txt

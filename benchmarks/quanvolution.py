@@ -1,255 +1,142 @@
-"""How much a quantum convolution costs beside nn.Conv2d and beside PennyLane.
+"""What a quantum convolution costs beside nn.Conv2d and beside every simulator that is installed.
 
-All systems run the same workload in one process, in turns, after a warm-up; medians over rounds are compared, because
-single timings depend on caches and load. Gradients are taken with respect to weights and images; the weights change
-before every training step, so that nothing computed from them can be kept.
+    python -m benchmarks.quanvolution                      # everything: see README.md in this folder
+    python -m benchmarks.quanvolution --quick              # W1 and W2, us and nn.Conv2d: under a minute
+    python -m benchmarks.quanvolution W1 W5 --peers PennyLane --rounds 15
 
-    python benchmarks/quanvolution.py                 # all workloads, several minutes
-    python benchmarks/quanvolution.py W1 W2 --rounds 15 --json out.json
-
-Workloads: 32 images of 1x28x28, float32, angle encoding RY(pi x), <Z> of every wire, depth 2. PennyLane computes in
-double precision inside, as its users get it.
-    W1  2x2 kernel, stride 2, 4 qubits (6,272 patches)    W2  the same, stride 1 (23,328 patches)
-    W3  3x3 kernel, stride 1, 9 qubits (21,632 patches)   W4  W1 with re-uploading: 3 times (encode, 1 layer)
-    W5  W1 with depolarizing(0.01) on both qubits after every CNOT
-    W6  seconds an epoch: 10,000 images, batch 64, W1's kernel -> Linear(784, 10), Adam
+Run it from the root of the repository.
 """
 
 import argparse
-import importlib.metadata
-import json
-import math
-import platform
-import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
-import pennylane as qml
-import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
 
-from circuits import Channel, Circuit, NoiseModel, kernel
-from qconv import QuantumConv2d
+from benchmarks import measure, report
+from benchmarks.goals import verdicts
+from benchmarks.peers import PEERS
+from benchmarks.record import Record, Start, machine
+from benchmarks.workloads import WORKLOADS
 
-BATCH, SIZE, DEPTH = 32, 28, 2
-NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.01)),))
-Step = Callable[[nn.Module, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the table.
-
-    Args:
-        side: Height and width of the kernel.
-        stride: Its stride.
-        kernels: Our kernels, by what they are called.
-        noise: Whether NOISE is on.
-        uploads: How often the features are encoded.
-    """
-
-    side: int = 2
-    stride: int = 2
-    kernels: tuple[str, ...] = ("heisenberg", "strongly_entangling")
-    noise: bool = False
-    uploads: int = 1
-
-    @property
-    def wires(self) -> int:
-        """One qubit a pixel."""
-        return self.side**2
+Result = TypeVar("Result")
+QUICK = ("W1", "W2")
 
 
-WORKLOADS = {
-    "W1": Workload(),
-    "W2": Workload(stride=1),
-    "W3": Workload(side=3, stride=1, kernels=("strongly_entangling",)),
-    "W4": Workload(kernels=("strongly_entangling",), uploads=3),
-    "W5": Workload(kernels=("strongly_entangling",), noise=True),
-}
+def alone(function: Callable[..., Result], *arguments: object) -> Result:
+    """A function's result, computed in a fresh process."""
+    # A server that has imported torch and qconv, and nothing else, is forked: starting is cheap, and no process
+    # inherits threads, caches or memory of another measurement.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.measure"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def circuit(name: str, workload: Workload) -> Circuit:
-    """Our kernel of a workload."""
-    if workload.uploads == 1:
-        return kernel(name, workload.wires, DEPTH)
-    layer = kernel(name, workload.wires, 1)
-    whole = layer
-    for _ in range(workload.uploads - 1):
-        whole = whole + layer.shift_weights(whole.n_weights)
-    return whole
-
-
-class PennylaneLayer(nn.Module):
-    """The layer as a user of PennyLane writes it: one broadcast QNode over all patches, differentiated by backprop."""
-
-    def __init__(self, workload: Workload) -> None:
-        super().__init__()
-        self.workload = workload
-        wires = range(workload.wires)
-        layers = DEPTH if workload.uploads == 1 else workload.uploads
-        self.weight = nn.Parameter(0.1 * torch.randn(layers, workload.wires, 3))
-        device = qml.device("default.mixed" if workload.noise else "default.qubit", wires=workload.wires)
-
-        @qml.qnode(device, interface="torch", diff_method="backprop")
-        def node(x: Tensor, w: Tensor) -> list[object]:
-            for k in range(workload.uploads):
-                qml.AngleEmbedding(math.pi * x, wires=wires, rotation="Y")
-                part = w if workload.uploads == 1 else w[k : k + 1]
-                if workload.noise:
-                    _noisy_layers(part, workload.wires)
-                else:
-                    qml.StronglyEntanglingLayers(part, wires=wires)
-            return [qml.expval(qml.Z(wire)) for wire in wires]
-
-        self.node = node
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, 28, 28) -> (B, wires, H', W')."""
-        w = self.workload
-        columns = nn.functional.unfold(images, w.side, stride=w.stride)
-        side = (SIZE - w.side) // w.stride + 1
-        values = torch.stack(self.node(columns.mT.reshape(-1, w.wires), self.weight))
-        return values.reshape(w.wires, len(images), side, side).transpose(0, 1).to(images.dtype)
-
-
-def _noisy_layers(weights: Tensor, wires: int) -> None:
-    for layer, angles in enumerate(weights):
-        for wire in range(wires):
-            qml.Rot(*angles[wire], wires=wire)
-        for wire in range(wires):
-            pair = (wire, (wire + layer % (wires - 1) + 1) % wires)
-            qml.CNOT(wires=pair)
-            for noisy in pair:
-                qml.DepolarizingChannel(0.01, wires=noisy)
-
-
-def systems(workload: Workload) -> dict[str, nn.Module]:
-    """Everything that is timed on one workload."""
-    torch.manual_seed(0)
-    wires, side, stride = workload.wires, workload.side, workload.stride
-    layers: dict[str, nn.Module] = {"nn.Conv2d": nn.Conv2d(1, wires, side, stride, bias=False)}
-    for name in workload.kernels:
-        noise = NOISE if workload.noise else None
-        layers[f"qconv {name}"] = QuantumConv2d(1, wires, side, stride, kernel=circuit(name, workload), noise=noise)
-    layers["PennyLane"] = PennylaneLayer(workload)
-    return layers
-
-
-def forward(layer: nn.Module, images: Tensor) -> None:
-    with torch.no_grad():
-        layer(images)
-
-
-def forward_backward(layer: nn.Module, images: Tensor) -> None:
-    with torch.no_grad():
-        layer.weight.mul_(1.0001)
-    layer(images).sum().backward()
-    images.grad = None
-    layer.zero_grad()
-
-
-def measure(step: Step, layers: dict[str, nn.Module], rounds: int) -> dict[str, float]:
-    """Median seconds a call of each layer, all in turns; a system slower than a second runs in two rounds only."""
-    images = torch.rand(BATCH, 1, SIZE, SIZE, requires_grad=step is forward_backward)
-    repeats = {}
-    for name, layer in layers.items():
-        step(layer, images)
+def run(record: Record, path: Path | None, console: Console, name: str, peers: list[str], rounds: int) -> None:
+    """Time on one workload what the record does not have yet; it is saved after every measurement."""
+    absent = measure.missing(peers)
+    skipped = record.skipped.setdefault(name, {})
+    everyone: list[str | None] = [None, *peers]
+    for peer in everyone:
+        if record.find(name, peer) or peer in skipped:
+            continue
+        if peer is not None and (reason := absent.get(peer) or PEERS[peer].cannot(WORKLOADS[name])):
+            skipped[peer] = reason
+            continue
         start = time.perf_counter()
-        step(layer, images)
-        # Fast layers run in a tight loop of about 30 ms a round.
-        repeats[name] = 0.03 / (time.perf_counter() - start)
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    for turn in range(rounds):
-        for name, layer in layers.items():
-            if repeats[name] < 0.03 and turn >= 2:
-                continue
-            times[name].append(timed(step, layer, images, max(1, round(repeats[name]))))
-    return {name: statistics.median(values) for name, values in times.items()}
+        try:
+            record.comparisons.append(alone(measure.compare, name, peer, rounds))
+        except Exception as error:
+            if peer is None:
+                raise
+            # One peer's trouble must not cost the figures of the others.
+            skipped[peer] = f"failed with {type(error).__name__}"
+            console.print(f"{peer} on {name}: {error}", style="red")
+        console.print(f"{name} {peer or 'us and nn.Conv2d'}: {time.perf_counter() - start:.0f} s", style="dim")
+        save(record, path)
 
 
-def timed(step: Step, layer: nn.Module, images: Tensor, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step(layer, images)
-    return (time.perf_counter() - start) / repeats
+def measure_memory(record: Record, path: Path | None, name: str) -> None:
+    """Peak memory of every system that was timed on a workload."""
+    systems = dict.fromkeys(system for comparison in record.of(name) for system in comparison.first_call)
+    for system in systems:
+        if record.peak(name, system) is None:
+            record.memory.append(alone(measure.memory, name, system))
+            save(record, path)
 
 
-def check_same_values(layers: dict[str, nn.Module]) -> None:
-    """The peer computes what we compute: speed is compared on equal answers only."""
-    ours, peer = layers["qconv strongly_entangling"], layers["PennyLane"]
-    with torch.no_grad():
-        ours.weight.copy_(peer.weight.reshape(1, -1))
-        images = torch.rand(1, 1, SIZE, SIZE)
-        worst = float((ours(images) - peer(images)).abs().max())
-    if worst > 1e-5:
-        raise SystemExit(f"qconv and PennyLane differ by {worst:.1e}: the benchmark would compare different things")
+def measure_start(record: Record, path: Path | None, rounds: int) -> None:
+    """What the fast extra costs and brings."""
+    if record.start is None:
+        first = later = None
+        if record.machine["numba"]:
+            with tempfile.TemporaryDirectory() as cache:
+                first, later = alone(measure.first_call, cache), alone(measure.first_call, cache)
+        record.start = Start(first, later, alone(measure.without_fast, rounds))
+        save(record, path)
 
 
-def epoch(layers: dict[str, nn.Module], images: int) -> dict[str, float]:
-    """W6: seconds of one epoch of 10,000 images; PennyLane runs a tenth of it, scaled up."""
-    data, labels = torch.rand(images, 1, SIZE, SIZE), torch.randint(10, (images,))
-    result = {}
-    for name, layer in layers.items():
-        model = nn.Sequential(layer, nn.Flatten(), nn.Linear(784, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        part = images // 10 if name == "PennyLane" else images
-        start = time.perf_counter()
-        for x, y in zip(data[:part].split(64), labels[:part].split(64), strict=True):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        result[name] = (time.perf_counter() - start) * images / part
-    return result
+def save(record: Record, path: Path | None) -> None:
+    if path is not None:
+        record.save(path)
 
 
-def show(console: Console, title: str, results: dict[str, dict[str, float]], unit: str) -> None:
-    table = Table("system", title=title)
-    factor = 1e3 if unit == "ms" else 1
-    for label in results:
-        for heading in (f"{label} [{unit}]", "/ nn.Conv2d", "PennyLane /"):
-            table.add_column(heading, justify="right")
-    for name in next(iter(results.values())):
-        cells = []
-        for times in results.values():
-            ours, conv, peer = times[name], times["nn.Conv2d"], times["PennyLane"]
-            cells += [f"{factor * ours:.3f}", f"{ours / conv:.2f}", f"{peer / ours:.1f}"]
-        table.add_row(name, *cells)
-    console.print(table)
+def begin(path: Path | None, resume: bool) -> Record:
+    """A new record, or the one to go on with."""
+    record = Record(machine())
+    if not resume or path is None or not path.exists():
+        return record
+    found = Record.load(path)
+    changed = [key for key in record.machine if key != "date" and record.machine[key] != found.machine.get(key)]
+    if changed:
+        raise SystemExit(
+            f"{path.name} was measured with another {', '.join(changed)}: figures of two set-ups do not compare. "
+            "Run without --resume"
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workloads", nargs="*", default=[*WORKLOADS, "W6"], metavar="W1 .. W6")
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; default: all")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), metavar="PEER", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write all figures with versions to this file")
+    parser.add_argument("--quick", action="store_true", help="W1 and W2, us and nn.Conv2d only, nothing else")
+    parser.add_argument("--json", type=Path, help="save everything here after every measurement")
+    parser.add_argument("--resume", action="store_true", help="measure only what the JSON file does not have")
+    parser.add_argument("--docs", type=Path, help="write performance.md and performance.png into this folder")
     arguments = parser.parse_args()
-    if unknown := set(arguments.workloads) - {*WORKLOADS, "W6"}:
-        parser.error(f"unknown workload {', '.join(sorted(unknown))}: choose from {', '.join([*WORKLOADS, 'W6'])}")
-    console = Console(width=110)
-    record: dict[str, object] = {
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: importlib.metadata.version(name) for name in ("qconv", "torch", "pennylane")},
-    }
-    for name in arguments.workloads:
-        layers = systems(WORKLOADS["W1" if name == "W6" else name])
-        if name == "W6":
-            epoch(layers, 640)  # warm-up
-            results, unit = {"epoch": epoch(systems(WORKLOADS["W1"]), 10_000)}, "s"
-        else:
-            check_same_values(layers)
-            steps = {"forward": forward, "forward + backward": forward_backward}
-            results = {label: measure(step, layers, arguments.rounds) for label, step in steps.items()}
-            unit = "ms"
-        show(console, name, results, unit)
-        record[name] = results
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    names = arguments.workloads or list(QUICK if arguments.quick else WORKLOADS)
+    peers = [] if arguments.quick else arguments.peers
+    for kind, given, known in (("workload", names, WORKLOADS), ("peer", peers, PEERS)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}")
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    record = begin(arguments.json, arguments.resume)
+    for name in names:
+        run(record, arguments.json, console, name, peers, arguments.rounds)
+        if not arguments.quick:
+            measure_memory(record, arguments.json, name)
+        report.show(console, f"{name}: {WORKLOADS[name].what}", report.workload_table(record, name))
+        for line in report.notes(record, name):
+            console.print(line, style="dim")
+    if not arguments.quick:
+        measure_start(record, arguments.json, arguments.rounds)
+    report.show(console, "goals", report.goal_table(record))
+    if not arguments.quick:
+        report.show(console, "single numbers", report.single_table(record))
+    met = [verdict.met for verdict in verdicts(record)]
+    console.print(f"{met.count(True)} goals met, {met.count(False)} missed, {met.count(None)} not measured")
+    if arguments.docs:
+        report.write(record, arguments.docs)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,18 @@ from circuits.encodings import find_encoding
 from circuits.kernels import kernel as named_kernel
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
-from qconv.backends import fused
-from qconv.backends.fourier import FourierCompiled
-from qconv.backends.loading import AutoBackend, load_backend
-from qconv.backends.protocol import Backend, Compiled
-from qconv.backends.tensor_train import TrainCompiled
+from qconv.backends.auto import TYPICAL, AutoBackend, AutoCompiled
+from qconv.backends.costs import Call
+from qconv.backends.loading import load_backend
+from qconv.backends.protocol import Backend, Compiled, Convolving, Precomputed
 from qconv.fourier_conv import FourierConv2d as FourierConv2d
 from qconv.gradients import compile_differentiable
 from qconv.patch_conv import PatchConv2d as PatchConv2d
-from qconv.patches import Pair
+from qconv.patches import Pair, pad
 from qconv.surrogates import surrogate
 
 CHANNELS = ("joint",)
+_REMEMBERED = 15  # shapes of images
 
 
 class QuantumConv2d(PatchConv2d):
@@ -105,8 +105,11 @@ class QuantumConv2d(PatchConv2d):
         self._backend = load_backend(backend) if isinstance(backend, str) else backend
         self._reason = self._backend.name
         if isinstance(self._backend, AutoBackend):
-            self._backend, self._reason = self._backend.choose(self.circuit, shots, noise)
+            forced = self._backend.forced(self.circuit, shots, noise)
+            self._backend, self._reason = forced or (self._backend, "")
         self._compiled: Compiled | None = None
+        self._last_call: Call | None = None
+        self._ways: dict[tuple[object, ...], tuple[Call, Compiled]] = {}
         # Compiled now, so that what a backend cannot run is said here and not in the first training step.
         self._compile()
 
@@ -146,12 +149,34 @@ class QuantumConv2d(PatchConv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         # The circuit is data; what a backend made of it is compiled again where the copy lives.
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "_compiled": None, "_ways": {}}
 
     @property
     def backend(self) -> str:
-        """The backend that runs the kernel and, where "auto" chose it, why."""
+        """The backend that runs the kernel and, where "auto" chose it, why: for the last call, or a typical one."""
+        compiled = self._compile()
+        if isinstance(compiled, AutoCompiled):
+            return compiled.reason(self._last_call or TYPICAL._replace(filters=len(self.weight) // self.groups))
         return self._reason
+
+    def _way(self, images: Tensor) -> Compiled:
+        """How padded or unpadded images of this shape are evaluated."""
+        compiled = self._compile()
+        if not isinstance(compiled, AutoCompiled):
+            return compiled
+        if torch.compiler.is_compiling():
+            return compiled.pick(*TYPICAL)
+        training = torch.is_grad_enabled() and (images.requires_grad or self.weight.requires_grad)
+        # Looked up by shape first: a small layer takes some twenty microseconds in all.
+        asked = images.shape, training, images.device
+        if asked not in self._ways:
+            height, width = self.geometry.output_size(images.shape[2], images.shape[3])
+            filters = len(self.weight) // self.groups
+            call = Call(images.shape[0] * height * width, filters, training, images.device.type, True)
+            # Few, so that images of ever new sizes do not pile up.
+            self._ways = dict([*list(self._ways.items())[-_REMEMBERED:], (asked, (call, compiled.pick(*call)))])
+        self._last_call, way = self._ways[asked]
+        return way
 
     def reset_parameters(self) -> None:
         """Draw new weights from torch's global generator.
@@ -176,16 +201,21 @@ class QuantumConv2d(PatchConv2d):
                 self.bias.zero_()
 
     def convolve(self, images: Tensor) -> Tensor:
-        """See PatchConv2d: by the fused kernel where it applies, else patch by patch."""
-        compiled = self._compile()
-        if isinstance(compiled, FourierCompiled):
+        """See PatchConv2d: images as a whole where the backend takes them, else patch by patch."""
+        way = self._way(images)
+
+        def evaluate(patches: Tensor, weights: Tensor) -> Tensor:
+            return way(patches, weights).flatten(1)
+
+        def plain(padded: Tensor, weights: Tensor) -> Tensor:
+            return self._over_patches(padded, weights, evaluate)
+
+        if isinstance(way, Convolving):
             outs = self.out_channels // self.groups
-            result = fused.convolve(
-                compiled, images, self.weight, self.geometry, self.groups, outs, plain=self._over_patches
-            )
+            result = way.convolve(images, self.weight, self.geometry, self.groups, outs, plain)
             if result is not None:
                 return result
-        return super().convolve(images)
+        return plain(pad(images, self.geometry), self.weight)
 
     def evaluate(self, patches: Tensor, weights: Tensor) -> Tensor:
         """See PatchConv2d: outputs ordered (filter, observable)."""
@@ -232,9 +262,10 @@ class QuantumConv2d(PatchConv2d):
         filters = len(self.weight) // self.groups
         for _ in range(self.groups):
             total += compiled.counts(patches, filters)
+        if isinstance(compiled, AutoCompiled):
+            compiled = compiled.pick(patches, filters, False, "cpu", True)
         stored = self.weight.numel()
-        if isinstance(compiled, FourierCompiled | TrainCompiled):
-            # Inference reads the coefficients, not the angles they were built from.
+        if isinstance(compiled, Precomputed):
             stored = compiled.stored_numbers(len(self.weight))
         total["weight_bits"] = 32 * (stored + (0 if self.bias is None else self.out_channels))
         return total

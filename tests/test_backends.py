@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import oracle
 import pennylane as qml
@@ -9,8 +11,10 @@ from strategies import circuits
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import load_backend, simulate
-from qconv.backends import Unsupported, backend_names
+from qconv.backends import backend_names
+from qconv.backends.auto import TYPICAL
 from qconv.backends.contraction import contract
+from qconv.backends.costs import Call, seconds
 from qconv.backends.protocol import measurement_settings
 from qconv.backends.uploads import Uploads
 from qconv.testing import check_backend
@@ -84,10 +88,6 @@ def test_lightning_agrees_with_the_oracle(circuit):
 @pytest.mark.parametrize("backend", ["statevector", "fourier", "pennylane"])
 def test_named_kernels_agree_with_the_oracle(backend, encoding, name):
     circuit = kernel(name, 3, encoding=encoding, readout=["ZII", "IXY"])
-    if (backend, encoding) == ("fourier", "amplitude"):
-        with pytest.raises(Unsupported, match="use 'statevector'"):
-            load_backend(backend).compile(circuit)
-        return
     agree(backend, circuit, torch.float64)
 
 
@@ -134,7 +134,7 @@ def test_amplitudes_of_any_size_are_normalized(size):
     x, w = draw_numbers(circuit, dtype=torch.float32)
     x = x * size
     values, dx, _ = expected(circuit, x, w)
-    for backend in ("statevector", "qiskit"):
+    for backend in ("statevector", "fourier", "qiskit"):
         images = x.clone().requires_grad_()
         got = simulate(circuit, images, w, backend=backend)
         np.testing.assert_allclose(got.detach(), values, atol=1e-5)
@@ -300,7 +300,7 @@ def test_aer_draws_every_patch_on_its_own():
 @pytest.mark.parametrize("options", [{}, {"shots": 50, "seed": 0}], ids=["exact", "shots"])
 @pytest.mark.parametrize("backend", ["fourier", "statevector", "pennylane", "qiskit"])
 def test_nan_stays_nan_and_in_its_row(backend, options, encoding):
-    if (options and backend in ("fourier", "statevector")) or (backend, encoding) == ("fourier", "amplitude"):
+    if options and backend in ("fourier", "statevector"):
         pytest.skip(f"{backend} does not run this")
     circuit = kernel("heisenberg", 2, encoding=encoding)
     x, w = draw_numbers(circuit)
@@ -320,7 +320,7 @@ def test_parameter_shifts_refuse_functorch():
 def test_a_row_of_zeros_is_the_ground_state_and_has_no_gradient():
     circuit = kernel("basic_entangler", 2, encoding="amplitude")
     w = torch.zeros(1, circuit.n_weights, dtype=torch.float64)
-    for backend in ("statevector", "pennylane", "qiskit"):
+    for backend in ("statevector", "fourier", "pennylane", "qiskit"):
         x = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
         value = simulate(circuit, x, w, backend=backend)
         torch.testing.assert_close(value, torch.ones_like(value))
@@ -357,18 +357,23 @@ def test_conformance(name, options):
 
 
 def test_conformance_of_fourier():
-    refused = ("re-uploading", "amplitude")
-    ran = check_backend(load_backend("fourier"), may_refuse=lambda case: case in refused)
-    assert len(ran) == 6
+    ran = check_backend(load_backend("fourier"), may_refuse=lambda case: case == "re-uploading")
+    assert len(ran) == 7
 
 
 def test_auto_says_what_it_chose():
     auto = load_backend("auto")
     reupload = kernel("product", 2) + kernel("product", 2)
+    strings = ["".join(letters) for letters in itertools.product("XYZ", repeat=4)]
     for circuit, shots, noise, name in [
         (kernel("heisenberg", 4), None, None, "fourier"),
         (kernel("heisenberg", 4), None, NOISE, "fourier"),
-        (kernel("heisenberg", 4, encoding="amplitude"), None, None, "statevector"),
+        (kernel("heisenberg", 4, encoding="amplitude"), None, None, "fourier"),
+        (kernel("heisenberg", 4, encoding="amplitude"), None, NOISE, "fourier"),
+        (kernel("heisenberg", 4, encoding="amplitude", readout=strings), None, None, "statevector"),
+        (kernel("heisenberg", 4, encoding="amplitude", readout=strings), None, NOISE, "fourier"),
+        (kernel("heisenberg", 9, encoding="amplitude"), None, None, "statevector"),
+        (kernel("heisenberg", 9, encoding="amplitude"), None, NOISE, "pennylane"),
         (reupload, None, None, "statevector"),
         (reupload, None, NOISE, "pennylane"),
         (kernel("heisenberg", 9), None, None, "statevector"),
@@ -377,9 +382,48 @@ def test_auto_says_what_it_chose():
         (kernel("strongly_entangling", 25), None, None, "fourier"),
         (kernel("heisenberg", 4), 100, None, "qiskit"),
     ]:
-        backend, reason = auto.choose(circuit, shots, noise)
-        assert backend.name == name
+        forced = auto.forced(circuit, shots, noise)
+        if forced is None:
+            reason = auto.compile(circuit, noise=noise).reason(TYPICAL)
+            assert "predicted" in reason
+        else:
+            backend, reason = forced
+            assert backend.name == name
         assert reason.startswith(name)
+
+
+def test_auto_takes_the_way_that_the_model_prices_lowest():
+    circuit = kernel("strongly_entangling", 8)
+    compiled = load_backend("auto").compile(circuit)
+    assert len(compiled.ways) == 3
+    for call in (Call(1, training=False), Call(1), Call(100_000), Call(100_000, 4, False, "cpu", False)):
+        prices = {name: seconds(way, call) for name, way in compiled.ways.items()}
+        name, price = compiled.ranking(call)[0]
+        assert price == min(prices.values())
+        assert compiled.pick(*call) is compiled.ways[name]
+        assert compiled.reason(call).startswith(name)
+    # A backward pass, more patches and more filters cost more.
+    for way in compiled.ways.values():
+        few = seconds(way, Call(1000, 1, False))
+        assert few < seconds(way, Call(1000, 1, True)) < seconds(way, Call(100_000, 1, True))
+        assert few < seconds(way, Call(1000, 8, False))
+
+
+def test_every_way_of_auto_has_the_same_values():
+    for circuit in (
+        kernel("strongly_entangling", 8),
+        kernel("heisenberg", 3),
+        kernel("heisenberg", 3, encoding="amplitude"),
+    ):
+        compiled = load_backend("auto").compile(circuit)
+        assert len(compiled.ways) > 1
+        rng = torch.Generator().manual_seed(0)
+        x = torch.rand(5, circuit.n_inputs, dtype=torch.float64, generator=rng)
+        w = torch.rand(2, circuit.n_weights, dtype=torch.float64, generator=rng)
+        want = load_backend("statevector").compile(circuit)(x, w)
+        for way in compiled.ways.values():
+            torch.testing.assert_close(way(x, w), want, atol=1e-10, rtol=0)
+        torch.testing.assert_close(compiled(x, w), want, atol=1e-10, rtol=0)
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 700))

@@ -310,3 +310,17 @@ def test_compiled_models_see_one_operator():
 def test_kernel_registry_tells_noise_apart():
     clean, noisy = (random_layer(1, 4, 2, kernel="strongly_entangling", noise=n) for n in (None, NOISE))
     assert clean._compile().fused != noisy._compile().fused
+
+
+def test_who_wants_to_see_torch_operations_sees_them():
+    layer = random_layer(1, 4, 2, dtype=torch.float32)
+    images, along = torch.rand(2, 1, 6, 6), torch.rand(2, 1, 6, 6)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(images, along)
+        slope = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    step = 1e-3
+    with torch.no_grad():
+        want = (layer(images + step * along) - layer(images - step * along)) / (2 * step)
+    torch.testing.assert_close(slope, want, atol=2e-3, rtol=0)
+    with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(images)).shape == (2, 4, 5, 5)

@@ -315,7 +315,7 @@ def test_a_circuit_of_your_own():
 def test_amplitude_encoding_pads_the_patch():
     layer = QuantumConv2d(1, 2, 3, encoding="amplitude")
     assert layer.circuit.n_wires == 4
-    assert layer.backend.startswith("statevector: ")
+    assert layer.backend.startswith("fourier (quadratic form): predicted")
     assert layer(torch.zeros(1, 1, 4, 4)).isfinite().all()
 
 

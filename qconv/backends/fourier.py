@@ -12,11 +12,12 @@ Source: Schuld, Sweke & Meyer, Phys. Rev. A 103, 032430 (2021) for the Fourier p
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,22 +27,30 @@ from torch import Tensor
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import Channel, NoiseModel
+from qconv.backends import fused
+from qconv.backends.angles import features_of
 from qconv.backends.contraction import contract, polynomial_counts, scaled
-from qconv.backends.fused import register
-from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.costs import Call, Work
+from qconv.backends.kept import Kept
+from qconv.backends.protocol import Plain, Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.patches import Geometry
 
 if TYPE_CHECKING:
+    from qconv.backends.quadratic import QuadraticCompiled
     from qconv.backends.tensor_train import TrainCompiled
 
 Real = NDArray[np.float64]
+Numbers = NDArray[Any]  # real, or complex for unitaries
 MAX_WIRES = 10  # 4^10 coefficients an observable: 4 MB in float32
 # From here on a tensor train of the coefficients, where the circuit has a short one, is cheaper than all 3^n.
 TRAIN_FROM = 8
 
 
-def constant(array: Real, like: Tensor) -> Tensor:
-    """A constant as a tensor of another one's dtype, on its device."""
-    return torch.from_numpy(array).to(like)
+def constant(array: Numbers, like: Tensor) -> Tensor:
+    """A constant as a tensor of another one's precision, on its device."""
+    tensor = torch.from_numpy(array)
+    dtype = torch.promote_types(like.dtype, torch.complex64) if tensor.is_complex() else like.dtype
+    return tensor.to(like.device, dtype)
 
 
 @cache
@@ -70,10 +79,10 @@ def rotation_parts(pauli: str) -> tuple[Real, Real, Real]:
 
 @dataclass(frozen=True)
 class PauliOp:
-    """A transfer matrix on one or two wires: constant, or A + B cos a + C sin a of an angle."""
+    """A transfer matrix (or a unitary) on one or two wires: constant, or A + B cos a + C sin a of an angle."""
 
     wires: tuple[int, ...]
-    parts: tuple[Real, Real, Real]
+    parts: tuple[Numbers, Numbers, Numbers]
     angle: Angle | None = None
     pauli: str | None = None
 
@@ -110,6 +119,12 @@ def channel_op(wire: int, channel: Channel) -> PauliOp:
     return PauliOp((wire,), (constant, 0 * constant, 0 * constant))
 
 
+def noisy_ops(gate: Gate, noise: NoiseModel | None) -> list[PauliOp]:
+    """A gate and the channels that follow it."""
+    channels = () if noise is None else noise.channels_after(gate.name)
+    return gate_ops(gate) + [channel_op(wire, channel) for channel in channels for wire in gate.wires]
+
+
 def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[list[PauliOp]], list[PauliOp]]:
     """Separate each wire's encoding from the trainable block.
 
@@ -123,7 +138,7 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
     for position, gate in enumerate(circuit.gates):
         if gate.name == AMPLITUDE:
             raise Unsupported(
-                "backend 'fourier' needs a product encoding but this kernel encodes amplitudes: use 'statevector'"
+                "a polynomial needs a product encoding but this kernel encodes amplitudes: use 'statevector'"
             )
         if gate.depends_on("input"):
             for wire in gate.wires:
@@ -137,13 +152,7 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
                 f"backend 'fourier' needs a product encoding but gate {position} ({gate.text()}) stands before the "
                 "last feature of its wire and is entangling or trainable (re-uploading): use 'statevector'"
             )
-        ops = gate_ops(gate)
-        if noise is not None:
-            ops += [channel_op(wire, channel) for channel in noise.channels_after(gate.name) for wire in gate.wires]
-        if encodes:
-            encoders[gate.wires[0]] += ops
-        else:
-            block += ops
+        (encoders[gate.wires[0]] if encodes else block).extend(noisy_ops(gate, noise))
     return encoders, block
 
 
@@ -170,33 +179,34 @@ def fuse(ops: list[PauliOp]) -> list[_Group]:
     return groups
 
 
-def _embed(op: PauliOp, wires: tuple[int, ...]) -> tuple[Real, Real, Real]:
+def _embed(op: PauliOp, wires: tuple[int, ...], base: int) -> tuple[Numbers, ...]:
     """Parts of an operation as matrices over the digits of a group's wires."""
     if op.wires == wires:
         return op.parts
     if len(op.wires) == 2:
-        swap = np.arange(16).reshape(4, 4).T.ravel()
-        return tuple(part[np.ix_(swap, swap)] for part in op.parts)  # type: ignore[return-value]
+        swap = np.arange(base**2).reshape(base, base).T.ravel()
+        return tuple(part[np.ix_(swap, swap)] for part in op.parts)
     if op.wires[0] == wires[0]:
-        return tuple(np.kron(part, np.eye(4)) for part in op.parts)  # type: ignore[return-value]
-    return tuple(np.kron(np.eye(4), part) for part in op.parts)  # type: ignore[return-value]
+        return tuple(np.kron(part, np.eye(base)) for part in op.parts)
+    return tuple(np.kron(np.eye(base), part) for part in op.parts)
 
 
 class _Stack:
     """All groups of one width: their product matrices are built together, in few tensor operations."""
 
-    def __init__(self, groups: list[_Group]) -> None:
+    def __init__(self, groups: list[_Group], base: int) -> None:
         length = max(len(group.ops) for group in groups)
         length = 1 << (length - 1).bit_length()
-        dim = 4 ** len(groups[0].wires)
-        parts = np.zeros((3, len(groups), length, dim, dim))
+        dim = base ** len(groups[0].wires)
+        dtype = np.result_type(*(part for group in groups for op in group.ops for part in op.parts))
+        parts = np.zeros((3, len(groups), length, dim, dim), dtype)
         parts[0] = np.eye(dim)
         self.index = np.zeros((len(groups), length), dtype=np.int64)
         self.scale = np.zeros((len(groups), length))
         self.offset = np.zeros((len(groups), length))
         for g, group in enumerate(groups):
             for k, op in enumerate(group.ops):
-                parts[:, g, k] = np.stack(_embed(op, group.wires))
+                parts[:, g, k] = np.stack(_embed(op, group.wires, base))
                 if op.angle is not None:
                     self.offset[g, k] = op.angle.offset
                     if op.angle.source == "weight":
@@ -218,16 +228,16 @@ class _Stack:
         return matrices[:, :, 0]
 
 
-class Coefficients:
-    """Builds c_P(theta) of every observable from the weights.
+class Evolution:
+    """Row vectors times the matrices of a block, the last operation first: the Heisenberg picture.
 
     Args:
-        circuit: For its wires and observables.
-        block: The operations after the encoding, in order.
-        digits: For every wire, a matrix (4, D_j) from Pauli digits to the features that the wire's encoding has.
+        start: (rows, b, ..., b), one digit a wire: b = 4 for Pauli strings, 2 for states.
+        block: The operations in order, matrices on those digits.
+        digits: For every wire, a matrix (b, D_j) to the features that the wire's encoding has; none to leave all.
     """
 
-    def __init__(self, circuit: Circuit, block: list[PauliOp], digits: list[Real]) -> None:
+    def __init__(self, start: Numbers, block: list[PauliOp], digits: Sequence[Real] = ()) -> None:
         self._groups = fuse(block)
         self._stacks: dict[int, _Stack] = {}
         self._place: list[tuple[int, int]] = []
@@ -236,17 +246,18 @@ class Coefficients:
             same = by_width.setdefault(len(group.wires), [])
             self._place.append((len(group.wires), len(same)))
             same.append(group)
-        self._stacks = {width: _Stack(groups) for width, groups in by_width.items()}
-        self._digits = digits
-        start = np.zeros((len(circuit.observables), *(4,) * circuit.n_wires))
-        for k, observable in enumerate(circuit.observables):
-            start[(k, *("IXYZ".index(letter) for letter in observable))] = 1
-        self._start = start
+        self._stacks = {width: _Stack(groups, start.shape[1]) for width, groups in by_width.items()}
+        self._start, self._digits = start, digits
         # The earliest group on each wire: once it is through, the wire's digits shrink to its features.
         self._first = {wire: g for g in reversed(range(len(self._groups))) for wire in self._groups[g].wires}
 
+    def multiplications(self, filters: int) -> int:
+        """About how many it takes."""
+        base = self._start.shape[1]
+        return filters * int(self._start.size) * sum(int(base ** len(group.wires)) for group in self._groups)
+
     def __call__(self, weights: Tensor) -> Tensor:
-        """weights (F, n_weights) -> (F, n_obs, D_0, ..., D_{n-1})."""
+        """weights (F, n_weights) -> (F, rows, D_0, ..., D_{n-1})."""
         stacks = {width: stack.matrices(weights) for width, stack in self._stacks.items()}
         c = constant(self._start, weights).expand(len(weights), *self._start.shape)
         for wire in range(len(self._digits)):
@@ -256,10 +267,20 @@ class Coefficients:
             wires = self._groups[g].wires
             width, index = self._place[g]
             c = _on_wires(c, wires, stacks[width][:, index])
-            for wire in wires:
+            for wire in wires if self._digits else ():
                 if self._first[wire] == g:
                     c = _on_axis(c, wire, constant(self._digits[wire], weights))
         return c
+
+
+class Coefficients(Evolution):
+    """Builds c_P(theta) of every observable from the weights, (F, n_obs, D_0, ..., D_{n-1}); see Evolution."""
+
+    def __init__(self, circuit: Circuit, block: list[PauliOp], digits: Sequence[Real] = ()) -> None:
+        start = np.zeros((len(circuit.observables), *(4,) * circuit.n_wires))
+        for k, observable in enumerate(circuit.observables):
+            start[(k, *("IXYZ".index(letter) for letter in observable))] = 1
+        super().__init__(start, block, digits)
 
 
 def _on_axis(c: Tensor, wire: int, matrix: Tensor) -> Tensor:
@@ -267,7 +288,7 @@ def _on_axis(c: Tensor, wire: int, matrix: Tensor) -> Tensor:
 
 
 def _on_wires(c: Tensor, wires: tuple[int, ...], matrix: Tensor) -> Tensor:
-    """Row vector of coefficients times a transfer matrix (F, d, d) on the digits of some wires."""
+    """Row vectors times a matrix (F, d, d) on the digits of some wires."""
     axes = [2 + wire for wire in wires]
     ends = list(range(-len(wires), 0))
     moved = c.movedim(axes, ends)
@@ -398,14 +419,21 @@ class FourierCompiled:
         encoders, self.block = split_encoding(circuit, noise)
         self.features = WireFeatures(encoders)
         self.coefficients = Coefficients(circuit, self.block, self.features.digits)
-        self.fused = register(self, f"{circuit.text()}{noise}")
+        self._kept = Kept(self.coefficients)
+        self.fused = fused.register(self, f"{circuit.text()}{noise}")
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
         check_call(self.circuit, inputs, weights)
-        c = self.coefficients(weights)
+        c = self._kept(weights)
         values = contract(c.flatten(0, 1), self.features(inputs))
         return values.reshape(*c.shape[:2], len(inputs)).movedim(-1, 0)
+
+    def convolve(
+        self, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
+    ) -> Tensor | None:
+        """See Convolving."""
+        return fused.convolve(self.fused, images, weights, geometry, groups, outs, plain)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled. The coefficients are built once from the weights, not an inference."""
@@ -414,31 +442,42 @@ class FourierCompiled:
         settings = len(measurement_settings(self.circuit.observables))
         return scaled(a_patch, patches) + device_counts(self.circuit, settings, patches * filters, shots=None)
 
+    def work(self, call: Call) -> Work:
+        """See costs.Priced."""
+        compiled = self.fused is not None and call.images and call.device == "cpu"
+        way = "compiled polynomial" if compiled else "polynomial"
+        return Work(way, self.coefficients.multiplications(call.filters), kept=True)
+
     def stored_numbers(self, filters: int) -> int:
         """Coefficients that inference reads."""
         return filters * len(self.circuit.observables) * prod(self.features.sizes)
 
 
 class FourierBackend:
-    """Product-encoded kernels as real trigonometric polynomials: exact, differentiable, noise at no cost a patch.
+    """Kernels as polynomials built from the weights: exact, differentiable, noise at no cost a patch.
 
-    Up to 7 wires all 3^n coefficients are built; beyond, a tensor train of them where the circuit is shallow enough
-    for a short one, and all of them up to 10 wires where it is not.
+    A product encoding makes a trigonometric polynomial. Up to 7 wires all 3^n coefficients are built; beyond, a tensor
+    train of them where the circuit is shallow enough for a short one, and all of them up to 10 wires where it is not.
+    An amplitude encoding makes a quadratic form, up to 8 wires.
     """
 
     name = "fourier"
 
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
-    ) -> FourierCompiled | TrainCompiled:
+    ) -> FourierCompiled | QuadraticCompiled | TrainCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
         if shots is not None:
             raise Unsupported(
                 f"backend 'fourier' gives exact values but shots={shots} was asked: use backend 'qiskit' or 'pennylane'"
             )
+        # What builds on this file, and is needed by few kernels.
+        if features_of(circuit):
+            from qconv.backends.quadratic import QuadraticCompiled
+
+            return QuadraticCompiled(circuit, noise)
         if circuit.n_wires >= TRAIN_FROM:
-            # Builds on this file, and is needed by few kernels.
             from qconv.backends.tensor_train import TrainCompiled
 
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from qconv.backends.fused_program import Matrices, Program, wire_forms
 from qconv.backends.threads import run
@@ -31,12 +34,19 @@ Plain = Callable[[Tensor, Tensor], Tensor]
 MAX_NUMBERS = 3**6
 _GRAIN = 400_000  # multiplications worth a thread of their own, some microseconds
 _MOST_PARTS = 16
+_PIXELS = 8192  # worth a thread of their own
 
 
 @cache
 def numba_installed() -> bool:
     """Whether the `fast` extra is here; numba itself is imported on first use."""
     return importlib.util.find_spec("numba") is not None
+
+
+def watched(*tensors: Tensor) -> bool:
+    """Whether something wants to see torch operations: forward derivatives, a mode that traces, tensors of others."""
+    modes = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
+    return modes or any(type(tensor) not in (Tensor, Parameter) for tensor in tensors)
 
 
 _PROGRAMS: dict[str, Program] = {}
@@ -102,9 +112,19 @@ class Convolution:
         data[[loops.DOWN, loops.ACROSS]] = self._stride
         data[loops.GROUPS], data[loops.OUTS] = self.groups, self.outs
         data[loops.TAPS], data[loops.WAVES] = self._taps.ctypes.data, self._waves[dtype].ctypes.data
-        data[loops.BLOCK_ROWS] = loops.block_rows(out[3])
+        data[loops.PITCH] = out[3]
+        if (
+            self._stride == (1, 1)
+            and out[3] >= loops.LANES // 2
+            and (self.program.waves == self.program.waves[0]).all()
+        ):
+            # Patches share pixels: sine and cosine of each are computed once. Vectors may reach beyond the last one.
+            data[loops.PITCH] = images[3]
+            beyond = 3 * loops.LANES + self._reach[0] * images[3] + self._reach[1]
+            data[loops.NUMBERS] = math.prod(images) + beyond
         # A part is a block here; the backward pass has parts of its own.
-        data[loops.PARTS] = -(-out[0] * out[2] // data[loops.BLOCK_ROWS])
+        rows, parts = loops.blocks(out[0], out[2], out[3], int(data[loops.PITCH]))
+        data[loops.BLOCK_ROWS], data[loops.PARTS] = rows, parts
         return (ctypes.c_int64 * len(data))(*data.tolist())
 
     def _task_data(self, images: Tensor, out: Tensor, matrices: Matrices) -> Any:
@@ -113,6 +133,18 @@ class Convolution:
         data: ctypes.Array[ctypes.c_int64] = type(template).from_buffer_copy(template)
         data[loops.IMAGES], data[loops.OUT], data[loops.MATRICES] = images.data_ptr(), out.data_ptr(), matrices.address
         return data
+
+    def _planes(self, images: Tensor, data: Any) -> Tensor | None:
+        """Sine and cosine of every pixel where the loops want them; to be kept until these have run."""
+        loops = self._loops
+        if not data[loops.NUMBERS]:
+            return None
+        planes = images.new_empty(2, data[loops.NUMBERS])
+        data[loops.PLANES] = planes.data_ptr()
+        own = type(data).from_buffer_copy(data)
+        own[loops.PARTS] = parts = 1 + images.numel() // _PIXELS
+        run(loops.planes_task(images.element_size() * 8), own, parts)
+        return planes
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
         """Padded images (B, C, H, W), weights (filters, n_weights) -> (B, groups * outs, H', W')."""
@@ -123,8 +155,10 @@ class Convolution:
             return out
         matrices = self.program.matrices(_array(weights), self.groups, self.outs)
         data = self._task_data(images, out, matrices)
+        planes = self._planes(images, data)
         threads = min(data[loops.PARTS], 1 + out.numel() * self.program.numbers // _GRAIN)
         run(loops.forward_task(*self._plan, out.element_size() * 8), data, threads)
+        del planes
         return out
 
     def backward(
@@ -145,7 +179,9 @@ class Convolution:
         data[loops.PARTS] = parts
         data[loops.TO_IMAGES] = 0 if to_images is None else to_images.data_ptr()
         data[loops.TO_MATRICES] = 0 if sums is None else sums.ctypes.data
+        planes = self._planes(images, data)
         run(loops.backward_task(*self._plan, grad.element_size() * 8), data, parts)
+        del planes
         to_weights = None if sums is None else torch.from_numpy(self.program.weight_gradient(sums, w))
         return to_images, to_weights
 
@@ -239,12 +275,12 @@ product_convolution.register_autograd(_backward, setup_context=_setup)
 
 
 def convolve(
-    compiled: FourierCompiled, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
+    key: str | None, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
 ) -> Tensor | None:
     """Convolve by the fused kernel, or None where it does not apply.
 
     Args:
-        compiled: The circuit.
+        key: Of a registered program; None for none.
         images: (B, C, H, W), not padded.
         weights: (filters, n_weights).
         geometry: How the kernel moves.
@@ -253,14 +289,16 @@ def convolve(
         plain: The same function of (padded images, weights) in torch operations, for second derivatives.
     """
     # is_cpu before the rest: this path is taken tens of thousands of times a second.
-    if compiled.fused is None or not images.is_cpu or torch._C._are_functorch_transforms_active():
+    if key is None or not images.is_cpu or torch._C._are_functorch_transforms_active():
         return None
     padded = pad(images, geometry)
     channels = images.shape[1] // groups
     if torch.compiler.is_compiling():
-        plan = (compiled.fused, feature_taps(geometry, channels), list(geometry.stride), groups, outs)
+        plan = (key, feature_taps(geometry, channels), list(geometry.stride), groups, outs)
         return cast(Tensor, product_convolution(padded, weights, *plan))
-    kernel = planned(compiled.fused, geometry, channels, groups, outs)
+    if watched(padded, weights):
+        return None
+    kernel = planned(key, geometry, channels, groups, outs)
     if torch.is_grad_enabled() and (padded.requires_grad or weights.requires_grad):
         result: Tensor = Eager.apply(padded, weights, kernel, plain)  # type: ignore[no-untyped-call]
         return result

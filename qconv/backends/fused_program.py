@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Real = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-_CACHED_WEIGHTS = 8
+_CACHED_WEIGHTS = 64  # circuits are shared by layers, whose weights all find room
 
 
 @dataclass(frozen=True)

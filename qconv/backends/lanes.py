@@ -62,6 +62,12 @@ class Lanes:
         """One number, as a scalar."""
         return self.builder.load(self._place(pointer, offset, self.scalar), typ=self.scalar)
 
+    def whole(self, pointer: Value, index: Value) -> Value:
+        """An int64 from an array of them."""
+        kind = ir.IntType(64)
+        place = self.builder.gep(pointer, [index], source_etype=kind)
+        return self.builder.load(place, typ=kind)
+
     def write(self, value: Value, pointer: Value, offset: Value = 0) -> None:
         """One number, to `offset` numbers behind a pointer."""
         self.builder.store(value, self._place(pointer, offset, self.scalar))
@@ -127,7 +133,7 @@ class Lanes:
 
     def vectors(self, count: Value) -> Value:
         """Whole vectors in so many numbers."""
-        return self.builder.udiv(count, self.index(self.size))
+        return self.builder.udiv(self.index(count) if isinstance(count, int) else count, self.index(self.size))
 
     def move(self, pointer: Value, offset: Value) -> Value:
         """A pointer `offset` numbers further."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qconv.backends.copies import add_row, copy_row
+from qconv.backends.copies import SLACK, add_rows, copy_block, copy_rows
 from qconv.backends.lanes import Lanes, Value, vector_code
 from qconv.backends.tasks import at, carray, loop, take, task
 
@@ -24,8 +24,9 @@ MATRICES, GROUPS, OUTS = 10, 11, 12  # pointer to (GROUPS, OUTS, n_left, n_right
 TAPS, WAVES = 13, 14  # pointers to (wires, angles, 3) int64 and (wires, angles, 2): see Convolution
 DOWN, ACROSS = 15, 16  # stride
 TO_IMAGES, TO_MATRICES = 17, 18  # pointers to their gradients (the latter for every part), or 0 if not wanted
-BLOCK_ROWS = 19  # rows worked on at a time
-LENGTH = 20
+BLOCK_ROWS, PITCH = 19, 20  # rows worked on at a time, and how far apart they lie then
+PLANES, NUMBERS = 21, 22  # pointer to (2, NUMBERS), sine and cosine of every pixel, or 0
+LENGTH = 23
 
 BLOCK = 384  # at most so many patches are worked on at a time, where rows are not longer: they stay in cache
 LANES = 32  # blocks are filled up to a multiple of this many patches
@@ -74,17 +75,30 @@ def _plus(lanes: Lanes, total: Value, grad: Value, factor: Value) -> Value:
     return lanes.add(total, grad) if factor is None else lanes.fma(grad, factor, total)
 
 
-def _load_features(
-    lanes: Lanes, wires: int, angles: int, pixels: Value, waves: Value, stride: Value, place: Value
-) -> Any:
-    """Of the patches at `place`: (sine, cosine) of every angle, and every wire's features."""
-    turning = []
-    for k in range(wires * angles):
-        pixel = lanes.load(pixels, lanes.plus(lanes.builder.mul(stride, lanes.index(k)), place))
-        scale, offset = lanes.broadcast(waves, 2 * k), lanes.broadcast(waves, 2 * k + 1)
-        turning.append(lanes.sine_cosine(lanes.fma(pixel, scale, offset)))
-    by_wire = [turning[angles * wire : angles * (wire + 1)] for wire in range(wires)]
+def _load_features(lanes: Lanes, wires: int, angles: int, turning: Value, rows: Value, place: Value) -> Any:
+    """Of the patches at `place`: (sine, cosine) of every wire's angles, and every wire's features."""
+    loaded = [
+        lanes.load(turning, lanes.plus(lanes.whole(rows, lanes.index(k)), place)) for k in range(2 * wires * angles)
+    ]
+    pairs = list(zip(loaded[::2], loaded[1::2], strict=True))
+    by_wire = [pairs[angles * wire : angles * (wire + 1)] for wire in range(wires)]
     return by_wire, [_wire_features(lanes, own) for own in by_wire]
+
+
+@vector_code
+def _turn(lanes: Lanes, pixels: Any, waves: Any, taps: Any, turning: Any, stride: Any, size: Any) -> None:
+    """turning (taps, 2, size): sine and cosine of pi (scale * pixel + offset), from pixels (taps, size)."""
+    with lanes.loop(taps) as k:
+        scale = lanes.spread(lanes.read(waves, lanes.times(k, 2)))
+        offset = lanes.spread(lanes.read(waves, lanes.plus(lanes.times(k, 2), 1)))
+        source = lanes.move(pixels, lanes.builder.mul(k, stride))
+        sines = lanes.move(turning, lanes.builder.mul(lanes.times(k, 2), stride))
+        cosines = lanes.move(sines, stride)
+        with lanes.loop(lanes.vectors(size)) as tile:
+            place = lanes.times(tile, lanes.size)
+            sine, cosine = lanes.sine_cosine(lanes.fma(lanes.load(source, place), scale, offset))
+            lanes.store(sine, sines, place)
+            lanes.store(cosine, cosines, place)
 
 
 def _row(lanes: Lanes, matrix: Value, a: int, v: list[Value]) -> Value:
@@ -101,20 +115,20 @@ def _forward(
     left: Any,
     right: Any,
     angles: Any,
-    pixels: Any,
-    waves: Any,
+    turning: Any,
+    rows: Any,
     matrices: Any,
     outs: Any,
     out: Any,
     stride: Any,
     size: Any,
 ) -> None:
-    """Fills out (outs, size) from pixels (wires * angles, size) and matrices (outs, n_left, n_right)."""
+    """Fills out (outs, size) from matrices (outs, n_left, n_right) and the sines and cosines at `rows` of turning."""
     # Two vectors at a time share each coefficient that is read.
     lanes = Lanes(lanes.builder, lanes.number, LANES)
     with lanes.loop(lanes.vectors(size)) as tile:
         place = lanes.times(tile, lanes.size)
-        _, features = _load_features(lanes, left + right, angles, pixels, waves, stride, place)
+        _, features = _load_features(lanes, left + right, angles, turning, rows, place)
         u, v = _products(lanes, features[:left]), _products(lanes, features[left:])
         with lanes.loop(outs) as r:
             matrix = lanes.move(matrices, lanes.times(r, len(u) * len(v)))
@@ -130,8 +144,8 @@ def _keep_products(
     left: Any,
     right: Any,
     angles: Any,
-    pixels: Any,
-    waves: Any,
+    turning: Any,
+    rows: Any,
     kept_u: Any,
     kept_v: Any,
     stride: Any,
@@ -140,7 +154,7 @@ def _keep_products(
     """u (n_left, size) and v (n_right, size) without their first rows, the constants."""
     with lanes.loop(lanes.vectors(size)) as tile:
         place = lanes.times(tile, lanes.size)
-        _, features = _load_features(lanes, left + right, angles, pixels, waves, stride, place)
+        _, features = _load_features(lanes, left + right, angles, turning, rows, place)
         for own, kept in ((features[:left], kept_u), (features[left:], kept_v)):
             for k, product in enumerate(_products(lanes, own)[1:], 1):
                 lanes.store(product, kept, lanes.plus(lanes.builder.mul(stride, lanes.index(k)), place))
@@ -152,18 +166,20 @@ def _to_pixels(
     left: Any,
     right: Any,
     angles: Any,
-    pixels: Any,
+    turning: Any,
+    rows: Any,
     waves: Any,
     matrices: Any,
     outs: Any,
     grad: Any,
+    to_pixels: Any,
     stride: Any,
     size: Any,
 ) -> None:
-    """Gradients of pixels (wires * angles, size), which they replace, from grad (outs, size)."""
+    """Fills to_pixels (wires * angles, size), the pixels' gradients, from grad (outs, size)."""
     with lanes.loop(lanes.vectors(size)) as tile:
         place = lanes.times(tile, lanes.size)
-        turning, features = _load_features(lanes, left + right, angles, pixels, waves, stride, place)
+        by_wire, features = _load_features(lanes, left + right, angles, turning, rows, place)
         u, v = _products(lanes, features[:left]), _products(lanes, features[left:])
         to_u = [lanes.variable(lanes.constant(0)) for _ in u]
         to_v = [lanes.variable(lanes.constant(0)) for _ in v]
@@ -183,13 +199,12 @@ def _to_pixels(
             *_products_backward(lanes, features[:left], [lanes.value(variable) for variable in to_u]),
             *_products_backward(lanes, features[left:], [lanes.value(variable) for variable in to_v]),
         ]
-        for wire, (waves_of, slope) in enumerate(zip(turning, slopes, strict=True)):
+        for wire, (waves_of, slope) in enumerate(zip(by_wire, slopes, strict=True)):
             for angle, total in enumerate(_to_angles(lanes, waves_of, slope)):
                 k = wire * angles + angle
                 factor = lanes.mul(lanes.broadcast(waves, 2 * k), lanes.constant(math.pi))
-                lanes.store(
-                    lanes.mul(total, factor), pixels, lanes.plus(lanes.builder.mul(stride, lanes.index(k)), place)
-                )
+                target = lanes.plus(lanes.builder.mul(stride, lanes.index(k)), place)
+                lanes.store(lanes.mul(total, factor), to_pixels, target)
 
 
 def _to_angles(lanes: Lanes, waves: list[tuple[Value, Value]], slopes: list[Value]) -> list[Value]:
@@ -253,31 +268,73 @@ def _to_matrices(
 
 
 # Below, the output rows of all images are numbered one after the other: row k is row k % ROWS of image k // ROWS.
+#
+# Where a kernel moves by one pixel, sine and cosine of each pixel are computed once (planes), and a block of patches is
+# a piece of an image with all its columns, PITCH apart: the pixels under a tap then lie side by side and are read in
+# place. The last columns of such a block are no patches; they are computed and left out. Else the pixels under each
+# tap are gathered first, PITCH being COLUMNS.
 
 
 @loop
-def _gather(images: Any, data: Any, group: int, taps: Any, row: int, rows: int, pixels: Any, length: int) -> None:
-    """The pixels under each tap: all images -> pixels (taps, length)."""
+def _places(data: Any, group: int, taps: Any, row: int, offsets: Any) -> None:
+    """Where the pixels under each tap of a row of patches start."""
+    # Divided once a row, not once a tap.
+    image, line = row // data[ROWS], row % data[ROWS] * data[DOWN]
+    channel = image * data[CHANNELS] + group * (data[CHANNELS] // data[GROUPS])
+    for k in range(len(offsets)):
+        plane, top, left = channel + taps[3 * k], line + taps[3 * k + 1], taps[3 * k + 2]
+        offsets[k] = (plane * data[HEIGHT] + top) * data[WIDTH] + left
+
+
+@loop
+def _gather(
+    images: Any,
+    data: Any,
+    group: int,
+    taps: Any,
+    waves: Any,
+    offsets: Any,
+    row: int,
+    rows: int,
+    pixels: Any,
+    turning: Any,
+    length: int,
+) -> None:
+    """The pixels under each tap (taps, length), and turning (taps, 2, length), their sines and cosines."""
     for i in range(rows):
-        # Divided once a row, not once a tap.
-        image, line = (row + i) // data[ROWS], (row + i) % data[ROWS] * data[DOWN]
-        channel = image * data[CHANNELS] + group * (data[CHANNELS] // data[GROUPS])
-        for k in range(len(taps) // 3):
-            plane, top, left = channel + taps[3 * k], line + taps[3 * k + 1], taps[3 * k + 2]
-            source = (plane * data[HEIGHT] + top) * data[WIDTH] + left
-            copy_row(images, source, data[ACROSS], pixels, k * length + i * data[COLUMNS], data[COLUMNS])
+        _places(data, group, taps, row + i, offsets)
+        copy_rows(images, offsets, data[ACROSS], pixels, i * data[COLUMNS], length, data[COLUMNS])
+    _turn(pixels, waves, len(offsets), turning, length, _filled(rows * data[COLUMNS]))
 
 
 @loop
-def _scatter(slopes: Any, length: int, data: Any, group: int, taps: Any, row: int, rows: int, images: Any) -> None:
+def _scatter(
+    slopes: Any, length: int, data: Any, group: int, taps: Any, offsets: Any, row: int, rows: int, images: Any
+) -> None:
     """Adds slopes (taps, length) to the pixels they belong to."""
     for i in range(rows):
-        image, line = (row + i) // data[ROWS], (row + i) % data[ROWS] * data[DOWN]
-        channel = image * data[CHANNELS] + group * (data[CHANNELS] // data[GROUPS])
-        for k in range(len(taps) // 3):
-            plane, top, left = channel + taps[3 * k], line + taps[3 * k + 1], taps[3 * k + 2]
-            target = (plane * data[HEIGHT] + top) * data[WIDTH] + left
-            add_row(slopes, k * length + i * data[COLUMNS], images, target, data[ACROSS], data[COLUMNS])
+        _places(data, group, taps, row + i, offsets)
+        add_rows(slopes, i * data[PITCH], length, images, offsets, data[ACROSS], data[COLUMNS])
+
+
+@loop
+def _exchange(data: Any, group: int, row: int, rows: int, block: Any, length: int, images: Any, out: bool) -> None:
+    """Copies the results of a block (outs, length) to their places in images, or from there if not out."""
+    columns, outs, pitch = data[COLUMNS], data[OUTS], data[PITCH]
+    done = 0
+    while done < rows:
+        image, line = (row + done) // data[ROWS], (row + done) % data[ROWS]
+        together = min(rows - done, data[ROWS] - line)
+        place = (image * data[GROUPS] + group) * outs * data[ROWS] + line
+        # Rows of one image lie together, and so they do in the block if no columns are left out.
+        count, lines = (together * columns, 1) if pitch == columns else (columns, together)
+        for r in range(outs):
+            here, there = r * length + done * pitch, (place + r * data[ROWS]) * columns
+            if out:
+                copy_block(block, here, pitch, images, there, columns, count, lines)
+            else:
+                copy_block(images, there, columns, block, here, pitch, count, lines)
+        done += together
 
 
 @loop
@@ -285,15 +342,71 @@ def _filled(patches: int) -> int:
     return (patches + LANES - 1) // LANES * LANES
 
 
-def block_rows(width: int) -> int:
-    """Rows of so many patches to take at a time, such that little of the last vector stays empty."""
-    rows = range(max(1, BLOCK // 2 // width), max(1, BLOCK // width) + 1)
-    return max(rows, key=lambda count: (count * width / (-(-count * width // LANES) * LANES), count))
+def blocks(images: int, height: int, width: int, pitch: int) -> tuple[int, int]:
+    """(rows to take at a time, blocks): such that little of the last vector stays empty.
+
+    Args:
+        images: Images.
+        height: Rows of patches of one.
+        width: Patches of a row.
+        pitch: How far apart rows lie; more than width if a block must not reach beyond its image.
+    """
+    if pitch > width:
+        parts = -(-height * pitch // (2 * BLOCK))
+        rows = -(-height // parts)
+        return rows, images * -(-height // rows)
+    choice = range(max(1, BLOCK // 2 // width), max(1, BLOCK // width) + 1)
+    rows = max(choice, key=lambda count: (count * width / (-(-count * width // LANES) * LANES), count))
+    return rows, -(-images * height // rows)
+
+
+@loop
+def _block(data: Any, part: int) -> tuple[int, int]:
+    """(first row, rows) of a block."""
+    height, block = data[ROWS], data[BLOCK_ROWS]
+    if data[PLANES] == 0:
+        return part * block, min(block, data[BATCH] * height - part * block)
+    each = (height + block - 1) // block
+    first = part % each * block
+    return part // each * height + first, min(block, height - first)
+
+
+@cache
+def planes_task(bits: int) -> Any:
+    """Task that fills PLANES, some pixels a part, and zeros behind them; bits as forward_task's."""
+
+    @task
+    def compiled(address: Any) -> None:
+        data = carray(address, (LENGTH,))
+        count, numbers = data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH], data[NUMBERS]
+        images = carray(at(data[IMAGES], bits), (count,))
+        planes = carray(at(data[PLANES], bits), (2 * numbers,))
+        waves = carray(at(data[WAVES], bits), (2,))
+        rest = np.zeros(LANES, images.dtype)
+        whole = count // LANES * LANES
+        part = take(address)
+        while part < data[PARTS]:
+            first, last = (
+                whole // LANES * part // data[PARTS] * LANES,
+                whole // LANES * (part + 1) // data[PARTS] * LANES,
+            )
+            if last > first:
+                _turn(images[first:], waves, 1, planes[first:], numbers, last - first)
+            if part == 0:
+                for k in range(count - whole):
+                    rest[k] = images[whole + k]
+                _turn(rest, waves, 1, planes[whole:], numbers, LANES)
+                for k in range(whole + LANES, numbers):
+                    planes[k] = 0
+                    planes[numbers + k] = 0
+            part = take(address)
+
+    return compiled
 
 
 @cache
 def forward_task(left: int, right: int, angles: int, bits: int) -> Any:
-    """Task that fills OUT, BLOCK_ROWS of all rows a part.
+    """Task that fills OUT, a block a part.
 
     Args:
         left: Wires whose products are u.
@@ -306,32 +419,34 @@ def forward_task(left: int, right: int, angles: int, bits: int) -> Any:
     @task
     def compiled(address: Any) -> None:
         data = carray(address, (LENGTH,))
-        groups, outs, height, width = data[GROUPS], data[OUTS], data[ROWS], data[COLUMNS]
+        groups, outs = data[GROUPS], data[OUTS]
         images = carray(at(data[IMAGES], bits), (data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH],))
-        out = carray(at(data[OUT], bits), (data[BATCH] * groups * outs * height * width,))
+        out = carray(at(data[OUT], bits), (data[BATCH] * groups * outs * data[ROWS] * data[COLUMNS],))
         matrices = carray(at(data[MATRICES], bits), (groups, outs * numbers))
         taps = carray(at(data[TAPS], 0), (wires * angles * 3,))
         waves = carray(at(data[WAVES], bits), (wires * angles * 2,))
-        block, total = data[BLOCK_ROWS], data[BATCH] * height
-        length = _filled(block * width)
-        pixels, result = np.zeros(wires * angles * length, images.dtype), np.empty(outs * length, images.dtype)
+        planes = carray(at(data[PLANES], bits), (2 * data[NUMBERS],))
+        length = _filled(data[BLOCK_ROWS] * data[PITCH] + SLACK)
+        # Zeros, so that what is computed beyond the last patch is finite.
+        pixels = np.zeros(wires * angles * length if data[PLANES] == 0 else 0, images.dtype)
+        turning, result = np.zeros(2 * len(pixels), images.dtype), np.empty(outs * length, images.dtype)
+        offsets, rows_of = np.empty(wires * angles, np.int64), np.empty(2 * wires * angles, np.int64)
         part = take(address)
         while part < data[PARTS]:
-            row = part * block
-            rows = min(block, total - row)
+            row, rows = _block(data, part)
+            size = _filled(rows * data[PITCH])
             for g in range(groups):
-                _gather(images, data, g, taps, row, rows, pixels, length)
-                _forward(left, right, angles, pixels, waves, matrices[g], outs, result, length, _filled(rows * width))
-                done = 0
-                while done < rows:
-                    # Rows of one image lie together.
-                    image, line = (row + done) // height, (row + done) % height
-                    together = min(rows - done, height - line)
-                    place = (image * groups + g) * outs * height + line
-                    for r in range(outs):
-                        source, target = r * length + done * width, (place + r * height) * width
-                        copy_row(result, source, 1, out, target, together * width)
-                    done += together
+                if data[PLANES] == 0:
+                    _gather(images, data, g, taps, waves, offsets, row, rows, pixels, turning, length)
+                    for k in range(2 * wires * angles):
+                        rows_of[k] = k * length
+                    _forward(left, right, angles, turning, rows_of, matrices[g], outs, result, length, size)
+                else:
+                    _places(data, g, taps, row, offsets)
+                    for k in range(wires * angles):
+                        rows_of[2 * k], rows_of[2 * k + 1] = offsets[k], data[NUMBERS] + offsets[k]
+                    _forward(left, right, angles, planes, rows_of, matrices[g], outs, result, length, size)
+                _exchange(data, g, row, rows, result, length, out, True)
             part = take(address)
 
     return compiled
@@ -345,46 +460,53 @@ def backward_task(left: int, right: int, angles: int, bits: int) -> Any:
     @task
     def compiled(address: Any) -> None:
         data = carray(address, (LENGTH,))
-        groups, outs, height, width = data[GROUPS], data[OUTS], data[ROWS], data[COLUMNS]
+        groups, outs, height = data[GROUPS], data[OUTS], data[ROWS]
         pixels_in_all = data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH]
         images = carray(at(data[IMAGES], bits), (pixels_in_all,))
         to_images = carray(at(data[TO_IMAGES], bits), (pixels_in_all,))
-        out = carray(at(data[OUT], bits), (data[BATCH] * groups * outs * height * width,))
+        out = carray(at(data[OUT], bits), (data[BATCH] * groups * outs * height * data[COLUMNS],))
         matrices = carray(at(data[MATRICES], bits), (groups, outs * n_left * n_right))
         to_matrices = carray(at(data[TO_MATRICES], bits), (data[PARTS], groups, outs * n_left * n_right))
         taps = carray(at(data[TAPS], 0), (wires * angles * 3,))
         waves = carray(at(data[WAVES], bits), (wires * angles * 2,))
-        block = data[BLOCK_ROWS]
-        length = _filled(block * width)
+        planes = carray(at(data[PLANES], bits), (2 * data[NUMBERS],))
+        length = _filled(data[BLOCK_ROWS] * data[PITCH] + SLACK)
         pixels, grad = np.zeros(wires * angles * length, images.dtype), np.zeros(outs * length, images.dtype)
+        gathered = np.zeros(2 * len(pixels) if data[PLANES] == 0 else 0, images.dtype)
         u, v = np.empty(n_left * length, images.dtype), np.empty(n_right * length, images.dtype)
+        offsets, rows_of = np.empty(wires * angles, np.int64), np.empty(2 * wires * angles, np.int64)
+        turning = gathered if data[PLANES] == 0 else planes
         part = take(address)
         while part < data[PARTS]:
-            first, last = data[BATCH] * part // data[PARTS] * height, data[BATCH] * (part + 1) // data[PARTS] * height
-            for row in range(first, last, block):
-                rows = min(block, last - row)
-                size = _filled(rows * width)
+            row, last = data[BATCH] * part // data[PARTS] * height, data[BATCH] * (part + 1) // data[PARTS] * height
+            while row < last:
+                rows = min(data[BLOCK_ROWS], last - row)
+                if data[PLANES] != 0:
+                    rows = min(rows, height - row % height)
+                size = _filled(rows * data[PITCH])
                 for g in range(groups):
-                    done = 0
-                    while done < rows:
-                        image, line = (row + done) // height, (row + done) % height
-                        together = min(rows - done, height - line)
-                        place = (image * groups + g) * outs * height + line
-                        for r in range(outs):
-                            source, target = (place + r * height) * width, r * length + done * width
-                            copy_row(out, source, 1, grad, target, together * width)
-                        done += together
+                    _exchange(data, g, row, rows, grad, length, out, False)
                     for r in range(outs):
                         # What is beyond the last patch must add nothing.
-                        for j in range(rows * width, size):
+                        for j in range(rows * data[PITCH], size):
                             grad[r * length + j] = 0
-                    _gather(images, data, g, taps, row, rows, pixels, length)
+                    if data[PLANES] == 0:
+                        _gather(images, data, g, taps, waves, offsets, row, rows, pixels, gathered, length)
+                        for k in range(2 * wires * angles):
+                            rows_of[k] = k * length
+                    else:
+                        _places(data, g, taps, row, offsets)
+                        for k in range(wires * angles):
+                            rows_of[2 * k], rows_of[2 * k + 1] = offsets[k], data[NUMBERS] + offsets[k]
                     if data[TO_MATRICES] != 0:
-                        _keep_products(left, right, angles, pixels, waves, u, v, length, size)
+                        _keep_products(left, right, angles, turning, rows_of, u, v, length, size)
                         _to_matrices(n_left, n_right, u, v, grad, outs, to_matrices[part, g], length, size)
                     if data[TO_IMAGES] != 0:
-                        _to_pixels(left, right, angles, pixels, waves, matrices[g], outs, grad, length, size)
-                        _scatter(pixels, length, data, g, taps, row, rows, to_images)
+                        _to_pixels(
+                            left, right, angles, turning, rows_of, waves, matrices[g], outs, grad, pixels, length, size
+                        )
+                        _scatter(pixels, length, data, g, taps, offsets, row, rows, to_images)
+                row += rows
             part = take(address)
 
     return compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
+from qconv.patches import Geometry
 
 Real = NDArray[np.float64]
+Plain = Callable[[Tensor, Tensor], Tensor]
 
 
 class Unsupported(ValueError):
@@ -38,6 +41,35 @@ class Compiled(Protocol):
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """Operations that one call on so many patches and filters runs, weights given (see qconv.energy)."""
+        ...
+
+
+@runtime_checkable
+class Precomputed(Protocol):
+    """A Compiled whose inference reads numbers built from the weights once, not the weights."""
+
+    def stored_numbers(self, filters: int) -> int:
+        """How many numbers it reads, for so many filters."""
+        ...
+
+
+@runtime_checkable
+class Convolving(Protocol):
+    """A Compiled that may take whole images, without a table of their patches."""
+
+    def convolve(
+        self, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
+    ) -> Tensor | None:
+        """Convolve, or None where this does not apply.
+
+        Args:
+            images: (B, C, H, W), not padded.
+            weights: (filters, n_weights).
+            geometry: How the kernel moves.
+            groups: Groups of channels.
+            outs: Output channels a group.
+            plain: The same function of (padded images, weights) in torch operations, for second derivatives.
+        """
         ...
 
 
@@ -66,6 +98,9 @@ class Backend(Protocol):
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """Switch torch.autocast off on a tensor's device: half precision never enters a circuit."""
+    # Asked first: a small layer takes some microseconds in all, and each question is one.
+    if tensor.is_cpu:
+        return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
     device = tensor.device.type
     # Some devices, such as "meta", know no autocast at all.
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -11,7 +11,9 @@ from torch import Tensor
 from circuits.circuit import Circuit, Gate
 from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import NoiseModel
+from qconv.backends import fused_states
 from qconv.backends.angles import angle_value, normalized
+from qconv.backends.costs import Call, Work
 from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
 from qconv.backends.uploads import Uploads
 
@@ -113,7 +115,11 @@ def _phases(observable: str) -> Matrix:
 
 
 class StatevectorCompiled:
-    """A circuit simulated exactly."""
+    """A circuit simulated exactly.
+
+    Attributes:
+        fused: Its key for fused_states, or None where that does not apply.
+    """
 
     differentiable = True
 
@@ -123,10 +129,16 @@ class StatevectorCompiled:
         # After the last gate that sees the patch, all patches go through the same unitary.
         self._split = data[-1] + 1 if data else 0
         self._uploads = Uploads.of(circuit)
+        self.fused = fused_states.register(circuit)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
         check_call(self.circuit, inputs, weights)
+        values = fused_states.evaluate(self.fused, inputs, weights, self._plain)
+        return self._plain(inputs, weights) if values is None else values
+
+    def _plain(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """In torch operations."""
         circuit = self.circuit
         n, size = circuit.n_wires, 2**circuit.n_wires
         dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
@@ -174,11 +186,17 @@ class StatevectorCompiled:
             state = (state * phases[upload]) @ block
         return state.transpose(0, 1)
 
+    def work(self, call: Call) -> Work:
+        """See costs.Priced: what is built from the weights is in `counts`, and is built anew each time."""
+        return Work("compiled states" if self.fused is not None and call.device == "cpu" else "states", 0, kept=False)
+
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: mirrors `__call__`, gates that see no patch once for all of them."""
         size = 2**self.circuit.n_wires
         settings = len(measurement_settings(self.circuit.observables))
         total = device_counts(self.circuit, settings, patches * filters, shots=None)
+        if self.fused is not None:
+            return total + fused_states.program(self.fused).counts(patches, filters)
         if self._uploads is not None and size <= patches:
             readout = readout_counts(size, len(self.circuit.observables), patches * filters)
             return total + self._uploads.counts(size, patches, filters) + readout

@@ -1,0 +1,185 @@
+"""The cost model of backend "auto" against the clock: every exact way of some circuits, predicted and measured.
+
+    python -m benchmarks.costs            # a table, and how often the fastest way was chosen
+    python -m benchmarks.costs --fit      # and the model's constants anew, from these times
+
+Run it from the root of the repository.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.timing import alternate
+from circuits import Circuit, kernel
+from qconv import QuantumConv2d
+from qconv.backends.auto import AutoCompiled
+from qconv.backends.costs import BACKWARD, WAYS, Call, seconds
+
+SIDE = 14  # output positions along a side of an image
+IMAGES = (1, 32)
+
+
+def _reuploading(wires: int) -> Circuit:
+    layer = kernel("strongly_entangling", wires, 1)
+    return layer + layer.shift_weights(layer.n_weights)
+
+
+def circuits() -> dict[str, Circuit]:
+    """What is timed, by name."""
+    found = {
+        f"{name} {wires} wires depth {depth}": kernel(name, wires, depth)
+        for name, wires, depth in (
+            ("heisenberg", 2, 2),
+            ("heisenberg", 4, 2),
+            ("strongly_entangling", 6, 2),
+            ("strongly_entangling", 8, 2),
+            ("strongly_entangling", 9, 1),
+            ("strongly_entangling", 9, 2),
+            ("strongly_entangling", 9, 3),
+            ("heisenberg", 9, 2),
+            ("strongly_entangling", 12, 2),
+        )
+    }
+    found["re-uploading 4 wires"] = _reuploading(4)
+    found["re-uploading 7 wires"] = _reuploading(7)
+    found["amplitude 16 features"] = kernel("heisenberg", 4, encoding="amplitude")
+    found["amplitude 64 features"] = kernel("heisenberg", 6, encoding="amplitude")
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of one circuit at one call.
+
+    Args:
+        circuit: Its name.
+        call: What was asked.
+        way: Its name.
+        kind: A key of WAYS.
+        built, run: Multiplications from the weights, and on patches.
+        predicted, measured: Seconds.
+    """
+
+    circuit: str
+    call: Call
+    way: str
+    kind: str
+    built: int
+    run: int
+    predicted: float
+    measured: float
+
+
+def _step(layer: QuantumConv2d, images: Tensor, training: bool) -> Callable[[], None]:
+    def forward() -> None:
+        with torch.no_grad():
+            layer(images)
+
+    def train() -> None:
+        with torch.no_grad():
+            layer.weight.mul_(1.0001)  # so that nothing is kept
+        layer(images).sum().backward()
+        images.grad = layer.weight.grad = None
+
+    return train if training else forward
+
+
+def measure(name: str, circuit: Circuit, batch: int, training: bool, rounds: int) -> list[Case]:
+    """All ways of one circuit, timed in turns."""
+    torch.manual_seed(0)
+    height = circuit.n_inputs + SIDE - 1
+    images = torch.rand(batch, 1, height, SIDE, requires_grad=training)
+    steps, works = {}, {}
+    outputs = len(circuit.observables)
+    whole = QuantumConv2d(1, outputs, (circuit.n_inputs, 1), kernel=circuit)._compile()
+    assert isinstance(whole, AutoCompiled)
+    call = Call(batch * SIDE**2, 1, training, "cpu", True)
+    for way, compiled in whole.ways.items():
+        layer = QuantumConv2d(1, outputs, (circuit.n_inputs, 1), kernel=circuit)
+        layer._compiled = AutoCompiled(circuit, {way: compiled})
+        steps[way] = _step(layer, images, training)
+        works[way] = compiled
+    timings = alternate(steps, rounds).timings
+    cases = []
+    for way, compiled in works.items():
+        work = compiled.work(call)
+        counts = compiled.counts(call.patches, 1)
+        run = sum(amount for key, amount in counts.items() if key.startswith(("mac:", "mul:")))
+        built = 0 if work.kept and not training else work.built
+        predicted = seconds(compiled, call)
+        cases.append(Case(name, call, way, work.way, built, run, predicted, timings[way].median))
+    return cases
+
+
+def fitted(cases: list[Case]) -> dict[str, tuple[float, float, float]]:
+    """(latency, building, running) of each kind: least squares of relative errors, none negative."""
+    from scipy.optimize import nnls
+
+    found = {}
+    for kind in WAYS:
+        rows = [case for case in cases if case.kind == kind]
+        if rows:
+            factor = np.array([BACKWARD if case.call.training else 1 for case in rows])
+            matrix = np.array([[1.0, case.built, case.run] for case in rows]) * factor[:, None]
+            times = np.array([case.measured for case in rows])
+            solution, _ = nnls(matrix / times[:, None], np.ones(len(rows)))
+            found[kind] = tuple(float(value) for value in solution)
+    return found
+
+
+def show(console: Console, cases: list[Case]) -> None:
+    """The table, and how good the choices were."""
+    table = Table(
+        "circuit", "mode", "patches", "way", "predicted", "measured", "chosen", title='"auto" against the clock'
+    )
+    losses, errors = [], []
+    groups: dict[tuple[str, Call], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.circuit, case.call), []).append(case)
+    for (name, call), ways in groups.items():
+        chosen = min(ways, key=lambda case: case.predicted)
+        losses.append(chosen.measured / min(case.measured for case in ways))
+        for case in ways:
+            errors.append(max(case.predicted / case.measured, case.measured / case.predicted))
+            cells = (f"{1e3 * case.predicted:.3g} ms", f"{1e3 * case.measured:.3g} ms", "*" if case is chosen else "")
+            mode = "training" if call.training else "inference"
+            table.add_row(name, mode, f"{call.patches:,}", f"{case.way} ({case.kind})", *cells)
+    console.print(table)
+    right = sum(loss <= 1.05 for loss in losses)
+    console.print(
+        f"The way chosen was the fastest, or within 5 % of it, in {right} of {len(losses)} calls; at worst it took "
+        f"{max(losses):.2f} times as long. Predictions are off by a factor of {statistics.median(errors):.2f} (median), "
+        f"{max(errors):.1f} at most."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing; default 3")
+    parser.add_argument("--fit", action="store_true", help="print the model's constants as these times give them")
+    arguments = parser.parse_args()
+    console = Console(width=140)
+    cases = [
+        case
+        for name, circuit in circuits().items()
+        for batch in IMAGES
+        for training in (False, True)
+        for case in measure(name, circuit, batch, training, arguments.rounds)
+    ]
+    show(console, cases)
+    if arguments.fit:
+        for kind, (latency, building, running) in fitted(cases).items():
+            rates = [f"{1 / rate:.1e}" if rate else "inf" for rate in (building, running)]
+            console.print(f'    "{kind}": Way({latency:.1e}, {rates[0]}, {rates[1]}),')
+
+
+if __name__ == "__main__":
+    main()

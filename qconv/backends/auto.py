@@ -1,0 +1,131 @@
+"""Backend "auto": every exact way to evaluate a circuit, and for each call the one predicted to be fastest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from circuits.circuit import Circuit
+from circuits.noise import NoiseModel
+from qconv.backends.angles import features_of
+from qconv.backends.costs import Call, Priced, seconds
+from qconv.backends.fourier import MAX_WIRES, TRAIN_FROM, FourierCompiled
+from qconv.backends.protocol import Backend, Compiled, Unsupported, check_options
+from qconv.backends.quadratic import QuadraticCompiled
+from qconv.backends.statevector import StatevectorBackend
+from qconv.backends.tensor_train import TrainCompiled
+
+# What predictions are made for before anything was computed.
+TYPICAL = Call(patches=8192)
+
+
+def exact_ways(circuit: Circuit, noise: NoiseModel | None) -> tuple[dict[str, Priced], Unsupported | None]:
+    """Every exact way by name, that of backend "fourier" first, and why there is no more."""
+    ways: dict[str, Priced] = {}
+    refusal: Unsupported | None = None
+
+    def attempt(name: str, way: Callable[[], Priced]) -> None:
+        nonlocal refusal
+        try:
+            ways[name] = way()
+        except Unsupported as reason:
+            refusal = reason
+
+    if features_of(circuit):
+        attempt("fourier (quadratic form)", lambda: QuadraticCompiled(circuit, noise))
+    else:
+        if circuit.n_wires >= TRAIN_FROM:
+            attempt("fourier (tensor train)", lambda: TrainCompiled(circuit, noise))
+        # All 4^n strings of ten wires are much to look at where a train has them too.
+        if circuit.n_wires < MAX_WIRES + (not ways):
+            attempt("fourier (all coefficients)", lambda: FourierCompiled(circuit, noise))
+    if noise is None:
+        attempt("statevector", lambda: StatevectorBackend().compile(circuit))
+    return ways, refusal
+
+
+class AutoCompiled:
+    """A circuit in every exact way; each call takes the one predicted to be fastest.
+
+    Args:
+        circuit: The circuit.
+        ways: By name; at least one.
+    """
+
+    differentiable = True
+
+    def __init__(self, circuit: Circuit, ways: dict[str, Priced]) -> None:
+        self.circuit, self.ways = circuit, ways
+        self._chosen: dict[tuple[object, ...], str] = {}
+        # torch.compile and export, whose sizes are symbols, take this one.
+        self._usual = self.ranking(TYPICAL)[0][0]
+
+    def ranking(self, call: Call) -> list[tuple[str, float]]:
+        """Names of the ways and predicted seconds, fastest first."""
+        return sorted(((name, seconds(way, call)) for name, way in self.ways.items()), key=lambda pair: pair[1])
+
+    def pick(self, patches: int, filters: int, training: bool, device: str, images: bool) -> Priced:
+        """The way for a call; see Call."""
+        if len(self.ways) == 1 or torch.compiler.is_compiling():
+            return self.ways[self._usual]
+        # Calls of about the same size are one question.
+        key = (patches.bit_length(), filters, training, device, images)
+        if key not in self._chosen:
+            self._chosen[key] = self.ranking(Call(patches, filters, training, device, images))[0][0]
+        return self.ways[self._chosen[key]]
+
+    def reason(self, call: Call) -> str:
+        """Which way a call takes and why, in words."""
+        (name, time), *others = self.ranking(call)
+        compared = ", ".join(f"{other} {1e3 * slower:.3g} ms" for other, slower in others)
+        mode = "training" if call.training else "inference"
+        return f"{name}: predicted {1e3 * time:.3g} ms for {mode} on {call.patches:,} patches ({call.device})" + (
+            f"; {compared}" if compared else "; the only exact way"
+        )
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See Compiled."""
+        training = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
+        way = self.pick(inputs.shape[0], weights.shape[0], training, weights.device.type, False)
+        return way(inputs, weights)
+
+    def counts(self, patches: int, filters: int) -> Counter[str]:
+        """See Compiled: what inference on images runs."""
+        return self.pick(patches, filters, False, "cpu", True).counts(patches, filters)
+
+
+class AutoBackend:
+    """Picks a backend by circuit, shots and noise, and where several are exact, by what each call would cost."""
+
+    name = "auto"
+
+    def forced(self, circuit: Circuit, shots: int | None, noise: NoiseModel | None) -> tuple[Backend, str] | None:
+        """The only backend that can run this, and why; None where there are exact ways to choose from."""
+        check_options(shots, noise, None)
+        if shots is not None:
+            from qconv.backends.qiskit import QiskitBackend
+
+            return QiskitBackend(), f"qiskit: {shots} shots are sampled from counts of AerSimulator"
+        ways, refusal = exact_ways(circuit, noise)
+        if ways:
+            return None
+        if noise is None and refusal is not None:
+            raise refusal
+        from qconv.backends.pennylane import PennylaneBackend
+
+        return PennylaneBackend(device="default.mixed"), f"pennylane default.mixed: noise, and {refusal}"
+
+    def compile(
+        self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
+    ) -> Compiled:
+        """See Backend."""
+        check_options(shots, noise, seed)
+        ways = exact_ways(circuit, noise)[0] if shots is None else {}
+        if ways:
+            return AutoCompiled(circuit, ways)
+        found = self.forced(circuit, shots, noise)
+        assert found is not None
+        return found[0].compile(circuit, shots=shots, noise=noise, seed=seed)

@@ -1,0 +1,401 @@
+"""Compiled loops over blocks of patches that run a state_program, forward and backward.
+
+What happens to a block is emitted once and reads the circuit from tables: all circuits share the compiled code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from qconv.backends import lanes as lanes_module
+from qconv.backends import state_lanes, state_program, tasks
+from qconv.backends.lanes import BYTES, Lanes, Value, vector_code
+from qconv.backends.state_lanes import INTEGER, Tiles, generator, integer, inverse, times
+from qconv.backends.state_program import (
+    COLUMNS,
+    COUNT,
+    ENTRY,
+    FEATURE,
+    FEATURES,
+    FIRST,
+    KIND,
+    NUMBERS,
+    PAIRS,
+    REACH,
+    SLOPES,
+    SPIN,
+    START,
+    WAVE,
+    WEIGHT,
+)
+from qconv.backends.tasks import at, carray, take, task
+
+# Numbers of a task's int64 data, see threads.py. Pointers are addresses, steps are in numbers.
+TAKEN, PARTS, CHUNK, PATCHES, FILTERS = 0, 1, 2, 3, 4  # a part is CHUNK patches
+INPUTS, INPUT_STEP, INPUT_NEXT = 5, 6, 7  # pointer to inputs, steps to the next patch and the next feature
+WEIGHTS, WEIGHT_STEP, WEIGHT_NEXT = 8, 9, 10  # pointer to weights, steps to the next filter and the next weight
+OUT, OUT_STEP, OUT_FILTER, OUT_NEXT = 11, 12, 13, 14  # result or its gradient; steps to the next patch, filter, value
+TO_INPUTS, TO_WEIGHTS = 15, 16  # pointers to (n_inputs, PATCHES), or 0 if not wanted, and (FILTERS, N_WEIGHTS)
+SHARED, SUMS = 17, 18  # pointers to (FILTERS, SHARED_LENGTH) and, g summed over patches, (PARTS, FILTERS, SUMS_LENGTH)
+TILES, STRIDE = 19, 20  # tiles in a block, numbers in a tile
+CALL = 21  # so many numbers belong to a call, the others to a circuit
+SHARED_LENGTH, SUMS_LENGTH, WIRES, N_WEIGHTS = 21, 22, 23, 24
+WAVES, WAVE_INPUTS, WAVE_NUMBERS = 25, 26, 27  # angles that read features: how many, which ones, (scale, offset)
+CHAINS, CHAIN_TABLE, CHAIN_WAVES, GATE_TABLE, GATE_NUMBERS, ENTRIES = 28, 29, 30, 31, 32, 33  # see state_program
+READS, READ_TABLE = 34, 35  # observables, pointer to (READS, 4): first entry, added, less, constant
+LENGTH = 36
+
+# numba keeps compiled code as long as this file stays as it is, so what else the code is made of goes into its key.
+_SOURCES = zlib.crc32("".join(map(inspect.getsource, (lanes_module, state_lanes, state_program, tasks))).encode())
+
+
+class _Data:
+    """A task's numbers, and what they point to."""
+
+    def __init__(self, lanes: Lanes, data: Value) -> None:
+        self._lanes, self._data = lanes, data
+
+    def __getitem__(self, field: int) -> Value:
+        return integer(self._lanes, self._data, field)
+
+    def floats(self, field: int) -> Value:
+        """Pointer to floats."""
+        return self._lanes.builder.inttoptr(self[field], self._lanes.scalar.as_pointer())
+
+    def table(self, field: int, row: Value, columns: int) -> list[Value]:
+        """A row of a table of integers."""
+        lanes = self._lanes
+        pointer = lanes.builder.inttoptr(self[field], INTEGER.as_pointer())
+        return [integer(lanes, pointer, lanes.plus(lanes.times(row, columns), k)) for k in range(columns)]
+
+
+class _Block:
+    """A block of patches from features to values, or from the values' gradients to those of features.
+
+    A tile's rows: cosine and sine of every wave, (a, b) of every chain, the state, a value or its gradient; and on the
+    way back the adjoint, g, and the slope of every wave.
+
+    Args:
+        lanes: Where the code goes.
+        rows: Pointer to room for TILES tiles.
+        data: Pointer to a task's numbers.
+        patch: Number of the first patch.
+        patches: How many, at least 1.
+    """
+
+    def __init__(self, lanes: Lanes, rows: Value, data: Value, patch: Value, patches: Value) -> None:
+        b = lanes.builder
+        self.lanes, self.data, self.patch = lanes, _Data(lanes, data), patch
+        count = b.udiv(lanes.plus(patches, lanes.size - 1), lanes.index(lanes.size))
+        entries = b.inttoptr(self.data[ENTRIES], INTEGER.as_pointer())
+        self.tiles = Tiles(lanes, rows, self.data[STRIDE], count, patches, entries)
+        self.wires = self.data[WIRES]
+        self.size = b.shl(lanes.index(2), self.wires)
+        self.chains = lanes.times(self.data[WAVES], 2 * lanes.size)
+        self.state = lanes.plus(self.chains, lanes.times(self.data[CHAINS], 4 * lanes.size))
+        self.value = lanes.plus(self.state, lanes.times(self.size, lanes.size))
+        self.adjoint = lanes.plus(self.value, lanes.size)
+        self.apart = b.sub(self.adjoint, self.state)
+        self.slopes = lanes.plus(self.adjoint, lanes.times(self.size, lanes.size))
+        self.wave_slopes = lanes.plus(self.slopes, 3 * lanes.size)
+
+    def wave(self, k: Value) -> Value:
+        """Row of a wave."""
+        return self.lanes.times(k, 2 * self.lanes.size)
+
+    def chain(self, c: Value) -> Value:
+        """Row of a chain."""
+        return self.lanes.plus(self.chains, self.lanes.times(c, 4 * self.lanes.size))
+
+    @contextmanager
+    def filters(self) -> Iterator[tuple[Value, Value]]:
+        """Repeat for every filter: its number, and what its chains are made of."""
+        lanes, data = self.lanes, self.data
+        with lanes.loop(data[FILTERS]) as f:
+            yield f, lanes.move(data.floats(SHARED), lanes.builder.mul(f, data[SHARED_LENGTH]))
+
+    def outside(self, f: Value, k: Value) -> tuple[Value, Value, Value]:
+        """Where an observable's values are in memory: pointer, place of the first patch, step."""
+        b, data = self.lanes.builder, self.data
+        steps = ((self.patch, OUT_STEP), (f, OUT_FILTER), (k, OUT_NEXT))
+        first, second, third = (b.mul(count, data[step]) for count, step in steps)
+        return data.floats(OUT), b.add(b.add(first, second), third), data[OUT_STEP]
+
+    def read_features(self) -> None:
+        """All waves."""
+        lanes, b, data = self.lanes, self.lanes.builder, self.data
+        numbers = data.floats(WAVE_NUMBERS)
+        with lanes.loop(data[WAVES]) as k:
+            (which,) = data.table(WAVE_INPUTS, k, 1)
+            start = b.add(b.mul(self.patch, data[INPUT_STEP]), b.mul(which, data[INPUT_NEXT]))
+            self.tiles.gather(self.wave(k), data.floats(INPUTS), start, data[INPUT_STEP])
+            scale, offset = (lanes.broadcast(numbers, lanes.plus(lanes.times(k, 2), j)) for j in (0, 1))
+            self.tiles.to_wave(self.wave(k), scale, offset)
+
+    def evolve(self, shared: Value) -> None:
+        """From waves to the final state."""
+        lanes, b, data, tiles = self.lanes, self.lanes.builder, self.data, self.tiles
+        with lanes.loop(data[CHAINS]) as c:
+            chain = data.table(CHAIN_TABLE, c, COLUMNS)
+            row, numbers = self.chain(c), lanes.move(shared, chain[NUMBERS])
+            with b.if_else(b.icmp_signed("==", chain[FEATURES], lanes.index(0))) as (fixed, turned):
+                with fixed:
+                    tiles.fixed(row, numbers)
+                with turned:
+                    tiles.start(row, numbers, self.wave(*data.table(CHAIN_WAVES, chain[WAVE], 1)))
+                    with lanes.loop(lanes.plus(chain[FEATURES], -1)) as k:
+                        (wave,) = data.table(CHAIN_WAVES, lanes.plus(b.add(chain[WAVE], k), 1), 1)
+                        axis = lanes.move(numbers, lanes.plus(lanes.times(k, 3), 11))
+                        tiles.onward(row, axis, self.wave(wave))
+        tiles.product(self.chains, self.state, self.wires)
+        with lanes.loop(b.sub(data[CHAINS], self.wires)) as k:
+            c = b.add(self.wires, k)
+            chain = data.table(CHAIN_TABLE, c, COLUMNS)
+            with b.if_else(b.icmp_signed("==", chain[KIND], lanes.index(SPIN))) as (spin, turn):
+                with spin:
+                    tiles.spin(self.chain(c), chain[ENTRY], chain[PAIRS])
+                with turn:
+                    tiles.turn(self.chain(c), chain[ENTRY], chain[PAIRS])
+
+    def retrace(self, shared: Value, sums: Value) -> None:
+        """From the final state and its adjoint to the slopes of all chains."""
+        lanes, b, data, tiles = self.lanes, self.lanes.builder, self.data, self.tiles
+        with lanes.loop(data[CHAINS]) as k:
+            c = b.sub(lanes.plus(data[CHAINS], -1), k)
+            chain = data.table(CHAIN_TABLE, c, COLUMNS)
+            place = self.chain(c), self.apart, self.slopes, chain[ENTRY], chain[PAIRS]
+            with b.if_else(b.icmp_signed("==", chain[KIND], lanes.index(START))) as (start, later):
+                with start:
+                    # Nothing stands before the first state.
+                    tiles.unspin(*place, undo=False)
+                with later, b.if_else(b.icmp_signed("==", chain[KIND], lanes.index(SPIN))) as (spin, turn):
+                    with spin:
+                        tiles.unspin(*place, undo=True)
+                    with turn:
+                        tiles.unturn(*place)
+            self._read_chain(chain, shared, sums)
+
+    def _read_chain(self, chain: list[Value], shared: Value, sums: Value) -> None:
+        lanes, b, data, tiles = self.lanes, self.lanes.builder, self.data, self.tiles
+        sums = lanes.move(sums, chain[SLOPES])
+        with b.if_then(b.icmp_signed(">=", chain[REACH], lanes.index(0))):
+            tiles.total(self.slopes, sums)
+        with lanes.loop(chain[FEATURES]) as k:
+            feature = b.sub(lanes.plus(chain[FEATURES], -1), k)
+            (wave,) = data.table(CHAIN_WAVES, b.add(chain[WAVE], feature), 1)
+            axis = lanes.move(shared, lanes.plus(b.add(chain[NUMBERS], lanes.times(feature, 3)), 8))
+            weights = b.icmp_signed("<", k, chain[REACH])
+            carry = b.or_(weights, b.icmp_signed(">", feature, lanes.index(0)))
+            slope = lanes.plus(self.wave_slopes, lanes.times(wave, lanes.size))
+            tiles.back(self.slopes, axis, self.wave(wave), slope, carry)
+            with b.if_then(weights):
+                tiles.total(self.slopes, lanes.move(sums, lanes.plus(lanes.times(k, 3), 3)))
+
+    def values(self) -> None:
+        """From features to the values of all filters."""
+        lanes, data = self.lanes, self.data
+        self.read_features()
+        with self.filters() as (f, shared):
+            self.evolve(shared)
+            with lanes.loop(data[READS]) as k:
+                self.tiles.read(self.value, *data.table(READ_TABLE, k, 4))
+                self.tiles.scatter(self.value, *self.outside(f, k))
+
+    def slopes_of_values(self, part: Value) -> None:
+        """From features and the values' gradients to those of features and chains."""
+        lanes, b, data, tiles = self.lanes, self.lanes.builder, self.data, self.tiles
+        self.read_features()
+        tiles.clear(self.wave_slopes, data[WAVES])
+        with self.filters() as (f, shared):
+            self.evolve(shared)
+            tiles.clear(self.adjoint, self.size)
+            with lanes.loop(data[READS]) as k:
+                first, added, less, _ = data.table(READ_TABLE, k, 4)
+                # Idle lanes get 0, and so add nothing to any sum.
+                tiles.gather(self.value, *self.outside(f, k))
+                tiles.seed(self.value, self.apart, first, added, less)
+            place = b.mul(b.add(b.mul(part, data[FILTERS]), f), data[SUMS_LENGTH])
+            self.retrace(shared, lanes.move(data.floats(SUMS), place))
+        with b.if_then(b.icmp_signed("!=", data[TO_INPUTS], lanes.index(0))), lanes.loop(data[WAVES]) as k:
+            (which,) = data.table(WAVE_INPUTS, k, 1)
+            # Slopes are of half angles: a wave's numbers in units of pi.
+            scale = lanes.mul(lanes.broadcast(data.floats(WAVE_NUMBERS), lanes.times(k, 2)), lanes.constant(math.pi))
+            start = b.add(b.mul(which, data[PATCHES]), self.patch)
+            slope = lanes.plus(self.wave_slopes, lanes.times(k, lanes.size))
+            tiles.scatter(slope, data.floats(TO_INPUTS), start, lanes.index(1), scale)
+
+
+@vector_code
+def _run_block(
+    lanes: Lanes, backward: Any, sources: Any, rows: Any, data: Any, part: Any, patch: Any, patches: Any
+) -> None:
+    """A block from features to values, or back to slopes."""
+    block = _Block(lanes, rows, data, patch, patches)
+    if backward:
+        block.slopes_of_values(part)
+    else:
+        block.values()
+
+
+class _Walk:
+    """The gates of one chain from last to first, in double precision: what all patches share."""
+
+    def __init__(self, lanes: Lanes, data: _Data, f: Value, weights: Value) -> None:
+        self.lanes, self.data, self.f, self.weights = lanes, data, f, weights
+        self.double = Lanes(lanes.builder, types.float64, 1)
+        # The product of the gates passed so far that read no feature.
+        self.after = [self.double.variable(self.double.constant(value)) for value in (1, 0, 0, 0)]
+
+    def number(self, pointer: Value, place: Value) -> Value:
+        """A float of the layer's precision."""
+        value = self.lanes.read(pointer, place)
+        single = self.lanes.number.bitwidth == 32
+        return self.double.spread(self.lanes.builder.fpext(value, ir.DoubleType()) if single else value)
+
+    def write(self, value: Value, pointer: Value, place: Value) -> None:
+        """A float of the layer's precision."""
+        scalar = self.lanes.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        single = self.lanes.number.bitwidth == 32
+        self.lanes.write(self.lanes.builder.fptrunc(scalar, ir.FloatType()) if single else scalar, pointer, place)
+
+    def product(self) -> list[Value]:
+        """(a, b) of the gates passed."""
+        return [self.double.value(part) for part in self.after]
+
+    @contextmanager
+    def gates(self, chain: list[Value]) -> Iterator[tuple[Value, Value, list[Value], list[Value]]]:
+        """Repeat for every gate: its kind and index, its numbers, and its axis as it stands at the chain's end."""
+        double, b, data = self.double, self.lanes.builder, self.data
+        for part, value in zip(self.after, (1, 0, 0, 0), strict=True):
+            double.set(part, double.constant(value))
+        with self.lanes.loop(chain[COUNT]) as k:
+            place = b.sub(self.lanes.plus(b.add(chain[FIRST], chain[COUNT]), -1), k)
+            kind, about, index = data.table(GATE_TABLE, place, 3)
+            pointer = b.inttoptr(data[GATE_NUMBERS], double.scalar.as_pointer())
+            numbers = [double.broadcast(pointer, self.lanes.plus(self.lanes.times(place, 4), j)) for j in range(4)]
+            one, zero = double.constant(1), double.constant(0)
+            axis = [b.select(b.icmp_signed("==", about, self.lanes.index(j)), one, zero) for j in range(3)]
+            after = self.product()
+            turned = times(double, times(double, after, [zero, *generator(double, axis)[1:]]), inverse(double, after))
+            yield kind, index, numbers, [b.fneg(turned[3]), turned[2], b.fneg(turned[1])]
+            with b.if_then(b.icmp_signed("!=", kind, self.lanes.index(FEATURE))):
+                own = [double.variable(number) for number in numbers]
+                with b.if_then(b.icmp_signed("==", kind, self.lanes.index(WEIGHT))):
+                    start = b.add(b.mul(self.f, data[WEIGHT_STEP]), b.mul(index, data[WEIGHT_NEXT]))
+                    half = double.fma(self.number(self.weights, start), numbers[0], numbers[1])
+                    sine, cosine = double.sine_cosine(half)
+                    for part, value in zip(own[1:], generator(double, axis)[1:], strict=True):
+                        double.set(part, double.mul(sine, value))
+                    double.set(own[0], cosine)
+                for part, value in zip(self.after, times(double, after, [double.value(v) for v in own]), strict=True):
+                    double.set(part, value)
+
+
+def _prepare(lanes: Lanes, weights: Value, data: _Data) -> None:
+    """Fills SHARED: of every chain the product of its gates that read no feature, the same turned about the axis of the
+    first feature, and the axes of all features as they stand at its end."""
+    b = lanes.builder
+    with lanes.loop(data[FILTERS]) as f, lanes.loop(data[CHAINS]) as c:
+        chain, walk = data.table(CHAIN_TABLE, c, COLUMNS), _Walk(lanes, data, f, weights)
+        double = walk.double
+        shared = lanes.move(data.floats(SHARED), b.add(b.mul(f, data[SHARED_LENGTH]), chain[NUMBERS]))
+        place = lanes.variable(lanes.plus(lanes.times(chain[FEATURES], 3), 8))
+        first = [double.variable(double.constant(0)) for _ in range(3)]
+        with walk.gates(chain) as (kind, _, own, axis), b.if_then(b.icmp_signed("==", kind, lanes.index(FEATURE))):
+            lanes.set(place, lanes.plus(lanes.value(place), -3))
+            for k, value in enumerate(axis):
+                signed = double.mul(value, own[0])
+                walk.write(signed, shared, lanes.plus(lanes.value(place), k))
+                double.set(first[k], signed)
+        after = walk.product()
+        turned = times(double, generator(double, [double.value(part) for part in first]), after)
+        for k, value in enumerate([*after, *turned]):
+            walk.write(value, shared, lanes.index(k))
+
+
+def _finish(lanes: Lanes, weights: Value, data: _Data) -> None:
+    """Adds to TO_WEIGHTS from SUMS, part by part."""
+    b = lanes.builder
+    with lanes.loop(data[FILTERS]) as f, lanes.loop(data[CHAINS]) as c:
+        chain, walk = data.table(CHAIN_TABLE, c, COLUMNS), _Walk(lanes, data, f, weights)
+        double = walk.double
+        g = [double.variable(double.constant(0)) for _ in range(3)]
+        place = lanes.variable(b.add(b.mul(f, data[SUMS_LENGTH]), chain[SLOPES]))
+
+        def collect() -> None:
+            for part in g:
+                double.set(part, double.constant(0))
+            with lanes.loop(data[PARTS]) as k:
+                start = b.add(lanes.value(place), b.mul(k, b.mul(data[FILTERS], data[SUMS_LENGTH])))
+                for j, part in enumerate(g):
+                    found = walk.number(data.floats(SUMS), lanes.plus(start, j))
+                    double.set(part, double.add(double.value(part), found))
+            lanes.set(place, lanes.plus(lanes.value(place), 3))
+
+        collect()
+        with walk.gates(chain) as (kind, index, own, axis):
+            with b.if_then(b.icmp_signed("==", kind, lanes.index(FEATURE))):
+                collect()
+            with b.if_then(b.icmp_signed("==", kind, lanes.index(WEIGHT))):
+                x, y, z = (double.mul(value, double.value(part)) for value, part in zip(axis, g, strict=True))
+                target = b.add(b.mul(f, data[N_WEIGHTS]), index)
+                before = walk.number(data.floats(TO_WEIGHTS), target)
+                half = double.mul(own[0], double.constant(math.pi))
+                slope = double.fma(half, double.add(double.add(x, y), z), before)
+                walk.write(slope, data.floats(TO_WEIGHTS), target)
+
+
+@vector_code
+def _run_shared(lanes: Lanes, backward: Any, sources: Any, weights: Any, data: Any) -> None:
+    """What all patches share, or its slopes."""
+    (_finish if backward else _prepare)(lanes, weights, _Data(lanes, data))
+
+
+@cache
+def shared_task(backward: int, bits: int) -> Any:
+    """Task that fills SHARED, or backward adds to TO_WEIGHTS.
+
+    Args:
+        backward: 0 or 1.
+        bits: 32 or 64, of a float.
+    """
+    sources = _SOURCES
+
+    @task
+    def compiled(address: Any) -> None:
+        data = carray(address, (LENGTH,))
+        _run_shared(backward, sources, carray(at(data[WEIGHTS], bits), (1,)), data)
+
+    return compiled
+
+
+@cache
+def block_task(backward: int, bits: int) -> Any:
+    """Task that fills OUT, or backward adds to TO_INPUTS and SUMS from the gradient in OUT; for arguments see above."""
+    lanes, sources = 8 * BYTES // bits, _SOURCES
+
+    @task
+    def compiled(address: Any) -> None:
+        data = carray(address, (LENGTH,))
+        memory = np.empty(data[TILES] * data[STRIDE] + lanes, carray(at(data[INPUTS], bits), (1,)).dtype)
+        # From the start of a cache line on: vectors that straddle two cost twice.
+        rows = memory[-memory.ctypes.data % BYTES * lanes // BYTES :]
+        block = data[TILES] * lanes
+        part = take(address)
+        while part < data[PARTS]:
+            last = min(data[PATCHES], data[CHUNK] * (part + 1))
+            for patch in range(data[CHUNK] * part, last, block):
+                _run_block(backward, sources, rows, data, part, patch, min(block, last - patch))
+            part = take(address)
+
+    return compiled

@@ -1,0 +1,249 @@
+"""Shallow product-encoded circuits as sums of products: the Heisenberg picture, contracted wire by wire.
+
+An observable is pulled back through the circuit in the Pauli basis, where gates are sparse (pauli_steps.py). A sweep
+over the wires keeps, for every choice of the labels of the gates that cross a cut (a bond), the sum over all histories
+of the wires on one side of it. Only what can happen gets a sum, and observables share what they have in common; those
+of a sweep from the left and of one from the right meet at a cut.
+
+Source: Markov & Shi, SIAM J. Comput. 38, 963 (2008) for contraction wire by wire; Oseledets, SIAM J. Sci. Comput. 33,
+2295 (2011) for tensor trains, of which this is one with sparse cores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from circuits.circuit import Circuit
+from qconv.backends.fourier import MAX_WIRES, PauliOp
+from qconv.backends.pauli_steps import Entries, Step, entries_of, gather, steps_of
+from qconv.backends.protocol import Unsupported
+from qconv.backends.sums import ONE, Scale, Sums, Term, TooMany, Value
+
+# Bonds at a cut, and sums: up to MAX_WIRES, where all coefficients can be had instead, and beyond.
+LIMITS = (2048, 100_000), (4096, 250_000)
+
+Bond = tuple[tuple[int, int], ...]  # (gate, label) of every gate that crosses a cut
+Bonds = dict[Bond, Value]
+
+
+@dataclass(frozen=True)
+class _History:
+    """An observable on one wire: its letter, and the steps from the readout to the encoding."""
+
+    letter: int
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class _Sweep:
+    """Sums of the wires on one side, for observables that share what they have in common.
+
+    Args:
+        bonds: For every state of the sweep its bonds; state 0 has no wires.
+        known: State reached from a state by a wire's history.
+    """
+
+    bonds: list[Bonds] = field(default_factory=lambda: [{(): (1.0, ONE, ONE)}])
+    known: dict[tuple[int, _History], int] = field(default_factory=dict)
+
+
+class Contraction:
+    """A circuit's observables as two programs.
+
+    Args:
+        circuit: The circuit, with observables.
+        encoders: For every wire its encoding, operations in order; see split_encoding.
+        block: All other operations.
+
+    Attributes:
+        constants: Coefficients of the weights' program.
+        weights: From weights to the coefficients of the patches' program.
+        patches: From features to the observables.
+
+    Raises:
+        Unsupported: If it takes too many bonds at a cut or too many sums; see LIMITS.
+    """
+
+    def __init__(self, circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> None:
+        wires = circuit.n_wires
+        self._most_bonds, most_sums = LIMITS[wires > MAX_WIRES]
+        self._factors = Sums(most_sums)
+        self._sums = Sums(most_sums, self._factors)
+        try:
+            outputs = self._contract(circuit, encoders, block)
+        except TooMany:
+            others = "'fourier' with all coefficients, or 'statevector'" if wires <= MAX_WIRES else "'statevector'"
+            raise Unsupported(
+                f"contracting this kernel wire by wire takes more than {self._most_bonds} bonds between its {wires} "
+                f"wires or {most_sums} sums a patch: use fewer layers, or backend {others}"
+            ) from None
+        self.patches, coefficients = self._sums.program([self._sums.keep(value) for value in outputs])
+        kept = [self._factors.keep((number, ONE, factor)) for number, factor in coefficients]
+        self.weights, constants = self._factors.program(kept)
+        self.constants = np.array([number for number, _ in constants])
+
+    def _contract(self, circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> list[Value | None]:
+        self._features = [self._encoded(ops) for ops in encoders]
+        self._gates = gather(block, self._factors)
+        self._take_in_last_rotations()
+        self._live = self._live_digits()
+        self._steps: dict[tuple[object, ...], tuple[Step, ...]] = {}
+        left, right = _Sweep(), _Sweep()
+        factors, sides = [], []
+        for observable in circuit.observables:
+            factor, histories = self._pull_back(observable)
+            factors.append(factor)
+            wires = list(enumerate(histories))
+            own = self._swept(left, wires, True), self._swept(right, wires[::-1], False)[::-1]
+            sides.append(list(zip(*own, strict=True)))
+        return self._meet(factors, sides)
+
+    def _encoded(self, ops: list[PauliOp]) -> dict[int, Value]:
+        """The digits of a wire after its encoding, which starts from (1, 0, 0, 1)."""
+        digits: dict[int, Value] = {0: (1.0, ONE, ONE), 3: (1.0, ONE, ONE)}
+        for op in ops:
+            digits = self._turned(entries_of(op, self._sums), digits, inputs=True)
+        return digits
+
+    def _turned(self, entries: Entries, digits: dict[int, Value], inputs: bool) -> dict[int, Value]:
+        """A matrix that depends on inputs, or on weights, times digits."""
+        terms = defaultdict(list)
+        for ((row,), (column,)), (number, factor) in entries.items():
+            if column in digits:
+                n, f, place = digits[column]
+                scale, other = ((number * n, f), factor) if inputs else (self._times((number, factor), (n, f)), ONE)
+                terms[row].append((*scale, place, other))
+        return self._added(terms)
+
+    def _times(self, one: Scale, other: Scale) -> Scale:
+        return self._factors.times(one, other)
+
+    def _added(self, terms: dict[Any, list[Term]]) -> dict[Any, Value]:
+        if len(terms) > 4 * self._most_bonds:
+            raise TooMany
+        values = {key: self._sums.add(own) for key, own in terms.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _take_in_last_rotations(self) -> None:
+        """A gate on one wire with nothing between it and the encoding is the same for all observables and bonds."""
+        last = {wire: number for number, gate in enumerate(self._gates) for wire in gate.wires}
+        taken = {number for number in last.values() if len(self._gates[number].wires) == 1}
+        for number in taken:
+            (wire,) = self._gates[number].wires
+            self._features[wire] = self._turned(self._gates[number].entries, self._features[wire], inputs=False)
+        self._gates = [gate for number, gate in enumerate(self._gates) if number not in taken]
+
+    def _live_digits(self) -> list[list[set[int]]]:
+        """Digits after each gate from which the encoding can be reached."""
+        live = [set(features) for features in self._features]
+        result = []
+        for gate in reversed(self._gates):
+            after = [live[wire] for wire in gate.wires]
+            result.append(after)
+            rows = [row for row, _ in gate.between(None, after)]
+            for k, wire in enumerate(gate.wires):
+                live[wire] = {row[k] for row in rows}
+        return result[::-1]
+
+    def _pull_back(self, observable: str) -> tuple[float, list[_History]]:
+        """What happens to an observable on every wire, and a number it is multiplied with."""
+        letters = ["IXYZ".index(letter) for letter in observable]
+        digits = [{letter} for letter in letters]
+        steps: list[list[Step]] = [[] for _ in letters]
+        factor = 1.0
+        for number, gate in enumerate(self._gates):
+            before = [digits[wire] for wire in gate.wires]
+            if not any(steps[wire] for wire in gate.wires):
+                # Clifford gates, and all that acts outside the light cone, only change the Pauli string.
+                entries = list(gate.between(before, None).items())
+                if len(entries) == 1 and entries[0][1][1] == ONE:
+                    (((_, column), (change, _)),) = entries
+                    factor *= change
+                    for wire, letter in zip(gate.wires, column, strict=True):
+                        letters[wire], digits[wire] = letter, {letter}
+                    continue
+            key = number, *map(frozenset, before)
+            if key not in self._steps:
+                # Equal steps are one object: observables are compared by them.
+                self._steps[key] = steps_of(number, gate, before, self._live[number])
+            for wire, step in zip(gate.wires, self._steps[key], strict=True):
+                steps[wire].append(step)
+                digits[wire] = step.digits()
+        return factor, [_History(letter, tuple(own)) for letter, own in zip(letters, steps, strict=True)]
+
+    def _swept(self, sweep: _Sweep, wires: list[tuple[int, _History]], from_left: bool) -> list[Bonds]:
+        """The bonds after 0, 1, ... wires."""
+        state, result = 0, [sweep.bonds[0]]
+        for wire, history in wires:
+            key = state, history
+            if key not in sweep.known:
+                sweep.bonds.append(self._through(result[-1], wire, history, from_left))
+                sweep.known[key] = len(sweep.bonds) - 1
+            state = sweep.known[key]
+            result.append(sweep.bonds[state])
+        return result
+
+    def _through(self, bonds: Bonds, wire: int, history: _History, from_left: bool) -> Bonds:
+        """Take one more wire in."""
+        table = {(bond, history.letter): value for bond, value in bonds.items()}
+        for step in history.steps:
+            terms = defaultdict(list)
+            for (bond, digit), (number, factor, place) in table.items():
+                if step.partner is None:
+                    following = [(bond, *way) for way in step.transitions.get(digit, ())]
+                elif (step.partner < wire) == from_left:
+                    # The other end was there first: it has chosen the label.
+                    (label,) = (own for gate, own in bond if gate == step.gate)
+                    rest = tuple(pair for pair in bond if pair[0] != step.gate)
+                    following = [(rest, *way) for way in step.labeled.get((digit, label), ())]
+                else:
+                    ways = step.transitions.get(digit, ())
+                    following = [((*bond, (step.gate, way[1])), *way) for way in ways]
+                for new, after, _, scale in following:
+                    terms[new, after].append((*self._times((number, factor), scale), place, ONE))
+            table = self._added(terms)
+        ends = defaultdict(list)
+        for (bond, digit), (number, factor, place) in table.items():
+            if digit in self._features[wire]:
+                n, f, feature = self._features[wire][digit]
+                # Sorted, since from the other side they come in another order.
+                ends[tuple(sorted(bond))].append((*self._times((number, factor), (n, f)), place, feature))
+        if len(ends) > self._most_bonds:
+            raise TooMany
+        return self._added(ends)
+
+    def _meet(self, factors: list[float], sides: list[list[tuple[Bonds, Bonds]]]) -> list[Value | None]:
+        """Join the two sides of every observable at the cut where it needs the fewest terms of its own."""
+        common = [[left.keys() & right.keys() for left, right in cuts] for cuts in sides]
+        needs = [
+            [
+                self._sums.needed(side[bond][2] for bond in bonds for side in cut)
+                for cut, bonds in zip(cuts, both, strict=True)
+            ]
+            for cuts, both in zip(sides, common, strict=True)
+        ]
+        used: Counter[int] = Counter()
+        chosen = [0] * len(sides)
+        for again in (False, True):
+            for k, own in enumerate(needs):
+                if again:
+                    used.subtract(own[chosen[k]])
+                costs = [
+                    len(bonds) + sum(self._sums.cost(place) for place in need if not used[place])
+                    for bonds, need in zip(common[k], own, strict=True)
+                ]
+                chosen[k] = int(np.argmin(costs))
+                used.update(own[chosen[k]])
+        result = []
+        for factor, cuts, both, cut in zip(factors, sides, common, chosen, strict=True):
+            left, right = cuts[cut]
+            terms = []
+            for bond in sorted(both[cut]):
+                (n, f, a), (m, g, b) = left[bond], right[bond]
+                terms.append((*self._times((factor * n, f), (m, g)), a, b))
+            result.append(self._sums.add(terms))
+        return result
