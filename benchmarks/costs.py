@@ -131,7 +131,8 @@ def fitted(cases: list[Case]) -> dict[str, tuple[float, float, float]]:
             matrix = np.array([[1.0, case.built, case.run] for case in rows]) * factor[:, None]
             times = np.array([case.measured for case in rows])
             solution, _ = nnls(matrix / times[:, None], np.ones(len(rows)))
-            found[kind] = tuple(float(value) for value in solution)
+            latency, building, running = (float(value) for value in solution)
+            found[kind] = latency, building, running
     return found
 
 
@@ -156,8 +157,8 @@ def show(console: Console, cases: list[Case]) -> None:
     right = sum(loss <= 1.05 for loss in losses)
     console.print(
         f"The way chosen was the fastest, or within 5 % of it, in {right} of {len(losses)} calls; at worst it took "
-        f"{max(losses):.2f} times as long. Predictions are off by a factor of {statistics.median(errors):.2f} (median), "
-        f"{max(errors):.1f} at most."
+        f"{max(losses):.2f} times as long. Predictions are off by a factor of {statistics.median(errors):.2f} "
+        f"(median), {max(errors):.1f} at most."
     )
 
 

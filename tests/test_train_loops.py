@@ -147,9 +147,13 @@ def test_many_blocks_and_parts(dtype):
     close(results(loops, images, layer.weight.detach()), want, dtype)
 
 
-def test_layers_take_the_loops():
+def test_layers_take_the_loops(monkeypatch):
     layer = random_layer(2, 6, 3, 2, 1, groups=2)
-    assert layer._compile().fused is not None
+    shapes = []
+    run = fused_trains.Convolution.forward
+    monkeypatch.setattr(
+        fused_trains.Convolution, "forward", lambda self, images, w: shapes.append(images.shape) or run(self, images, w)
+    )
     slow = copy.deepcopy(layer)
     slow._compile().fused = None
     images = torch.rand(2, 2, 8, 9, dtype=torch.float64)
@@ -159,6 +163,7 @@ def test_layers_take_the_loops():
         y = own(x)
         outcomes.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, own.weight))))
     close(*outcomes)
+    assert shapes == [(2, 2, 10, 11)]
 
 
 def test_gradients_are_derivatives():
@@ -176,6 +181,10 @@ def test_functional_transforms_take_torch_operations():
     jacobian = torch.func.jacrev(lambda v: train(x, v).sum((0, 1)))(w)
     want = torch.autograd.functional.jacobian(lambda v: train(x, v).sum((0, 1)), w)
     torch.testing.assert_close(jacobian, want)
+    with torch.autograd.forward_ad.dual_level():
+        dual = train(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), w)
+        slope = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(slope, torch.func.jvp(lambda v: train.plain(v, w), (x,), (torch.ones_like(x),))[1])
 
 
 def edge_circuits():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qconv.backends.lanes import Lanes, vector_code
-from qconv.backends.tasks import at, carray, take, task
+from qconv.backends.tasks import SOURCES, at, carray, take, task, task_data
 
 # Numbers of a task's int64 data, see threads.py; a part is a filter.
 TAKEN, PARTS, WEIGHTS, N_WEIGHTS = 0, 1, 2, 3  # WEIGHTS: pointer to (PARTS, N_WEIGHTS)
@@ -77,9 +77,11 @@ def _undo(
 def forward_task(bits: int) -> Any:
     """Task that fills MATRICES, FINAL and KEPT for a filter a part; bits 32 or 64, of a float."""
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         filters, width, length = data[PARTS], data[CHUNKS] * LANES, data[SIZE] * data[CHUNKS] * LANES
         weights = carray(at(data[WEIGHTS], bits), (filters, data[N_WEIGHTS]))
         steps, angles = carray(at(data[STEPS], 0), (data[OPS], 4)), carray(at(data[ANGLES], 64), (data[OPS], 2))
@@ -135,9 +137,11 @@ def forward_task(bits: int) -> Any:
 def backward_task(bits: int) -> Any:
     """Task that fills GRADIENT from the sum of all COPIES of MATRICES; FINAL is overwritten."""
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         filters, width, length = data[PARTS], data[CHUNKS] * LANES, data[SIZE] * data[CHUNKS] * LANES
         weights = carray(at(data[WEIGHTS], bits), (filters, data[N_WEIGHTS]))
         gradient = carray(at(data[GRADIENT], bits), (filters, data[N_WEIGHTS]))

@@ -67,13 +67,13 @@ class Way:
 
 
 WAYS = {
-    "compiled polynomial": Way(2e-5, 1e9, 1e11),
-    "polynomial": Way(3e-4, 1e9, 3e9),
-    "compiled train": Way(1e-4, 1e9, 5e10),
-    "train": Way(1e-3, 1e9, 1e10),
-    "compiled states": Way(5e-5, 1e9, 5e10),
-    "states": Way(5e-4, 1e9, 3e9),
-    "quadratic form": Way(2e-4, 1e9, 3e10),
+    "compiled polynomial": Way(3e-5, 2e10, 7.5e10),
+    "polynomial": Way(8e-4, 1e10, 6e10),
+    "compiled train": Way(5e-5, 8e6, 6e10),
+    "train": Way(2e-3, 8e6, 6e9),
+    "compiled states": Way(8e-5, 1e10, 7.5e10),
+    "states": Way(1.5e-3, 1e10, 1e10),
+    "quadratic form": Way(2.5e-4, 5e8, 1.2e10),
 }
 BACKWARD = 3  # forward and backward together, in forwards
 

@@ -21,7 +21,7 @@ from qconv.backends.protocol import Plain
 from qconv.backends.sums import Program
 from qconv.backends.sweeps import Contraction
 from qconv.backends.threads import run
-from qconv.backends.train_code import Code, Whole
+from qconv.backends.train_code import Codes, Whole
 from qconv.patches import Geometry, pad
 
 _GRAIN = 400_000  # terms worth a thread of their own, some microseconds
@@ -34,25 +34,26 @@ class Loops:
 
     Args:
         program: What to evaluate for every patch.
+        codes: The same for the loops.
         taps: For every input its channel within the group, row and column offset: (inputs, 3).
         stride: (vertical, horizontal).
         groups: Groups of channels.
         outs: Output channels a group, of the program's outputs for each filter in turn.
     """
 
-    def __init__(self, program: Program, taps: Whole, stride: tuple[int, int], groups: int, outs: int) -> None:
+    def __init__(
+        self, program: Program, codes: Codes, taps: Whole, stride: tuple[int, int], groups: int, outs: int
+    ) -> None:
         from qconv.backends import train_loops
 
         self._loops = train_loops
-        self.program, self.groups, self.outs, self._stride = program, groups, outs, stride
+        self._program, self._codes, self._stride, self._groups, self._outs = program, codes, stride, groups, outs
         self._taps = np.ascontiguousarray(taps, dtype=np.int64)
         self._reach = tuple(int(k) for k in self._taps[:, 1:].max(axis=0, initial=0))
         waves = np.array(program.waves, dtype=np.float64).reshape(-1, 3)
         self._inputs = waves[:, 0].astype(np.int64)
         turns = waves[:, 1:] / np.pi
         self._turns: dict[torch.dtype, NDArray[Any]] = {torch.float32: turns.astype(np.float32), torch.float64: turns}
-        self._code = Code.forward(program, reuse=True)
-        self._kept_code, self._back_code = Code.forward(program, reuse=False), Code.backward(program)
         self._terms = sum(len(terms) + 1 for terms in program.sums)
         self._template = lru_cache(maxsize=16)(self._new_template)
 
@@ -60,35 +61,36 @@ class Loops:
         """Shape of the result for padded images (B, C, H, W)."""
         height = (images.shape[2] - 1 - self._reach[0]) // self._stride[0] + 1
         width = (images.shape[3] - 1 - self._reach[1]) // self._stride[1] + 1
-        return images.shape[0], self.groups * self.outs, height, width
+        return images.shape[0], self._groups * self._outs, height, width
 
     def _new_template(
         self, images: torch.Size, out: torch.Size, dtype: torch.dtype, filters: int, backward: bool
     ) -> ctypes.Array[ctypes.c_int64]:
         """What the loops are told that does not change from call to call."""
-        loops, code = self._loops, self._kept_code if backward else self._code
+        loops, codes, program = self._loops, self._codes, self._program
+        code, back = codes.keep if backward else codes.evaluate, codes.pull_back
         (batch, channels, height, width), (_, outs, rows, columns) = images, out
         data = np.zeros(loops.LENGTH + len(self._taps), dtype=np.int64)
         data[loops.PATCHES], data[loops.PLANE] = batch * rows * columns, rows * columns
         data[loops.INPUTS], data[loops.LENGTH :] = len(self._taps), self._taps @ np.array([height * width, width, 1])
-        data[loops.IMAGE], data[loops.GROUP] = channels * height * width, channels // self.groups * height * width
+        data[loops.IMAGE], data[loops.GROUP] = channels * height * width, channels // self._groups * height * width
         data[loops.DOWN], data[loops.ACROSS] = self._stride[0] * width, self._stride[1]
-        data[loops.OUT_IMAGE], data[loops.OUT_GROUP] = outs * rows * columns, self.outs * rows * columns
+        data[loops.OUT_IMAGE], data[loops.OUT_GROUP] = outs * rows * columns, self._outs * rows * columns
         data[[loops.ROWS, loops.COLUMNS]] = rows, columns
-        data[[loops.GROUPS, loops.OUTS, loops.FILTERS]] = self.groups, self.outs, filters // self.groups
-        data[loops.NUMBERS] = self.program.coefficients
+        data[[loops.GROUPS, loops.OUTS, loops.FILTERS]] = self._groups, self._outs, filters // self._groups
+        data[loops.NUMBERS] = program.coefficients
         data[loops.WAVES], data[loops.WAVE_INPUTS] = len(self._inputs), self._inputs.ctypes.data
         data[loops.TURNS] = self._turns[dtype].ctypes.data
-        data[loops.CODE], data[loops.SUMS] = code.numbers.ctypes.data, len(self.program.sums)
+        data[loops.CODE], data[loops.SUMS] = code.numbers.ctypes.data, len(program.sums)
         data[loops.RESULTS], data[loops.RESULT_SLOTS] = len(code.results), code.results.ctypes.data
-        data[loops.BACK_CODE] = self._back_code.numbers.ctypes.data
-        data[loops.SLOPE_SLOTS] = self._back_code.results.ctypes.data
+        data[loops.BACK_CODE] = back.numbers.ctypes.data
+        data[loops.SLOPE_SLOTS] = back.results.ctypes.data
         bits = 32 if dtype == torch.float32 else 64
         block, lanes = loops.block(bits, backward), loops.BYTES * 8 // bits
         data[loops.TABLE] = block * len(self._taps)
         data[loops.SLOPES] = data[loops.TABLE] + block * code.slots
-        data[loops.KEPT] = data[loops.SLOPES] + (block * self._back_code.slots if backward else 0)
-        data[loops.ROOM] = data[loops.KEPT] + (lanes * filters * self.program.coefficients if backward else 0)
+        data[loops.KEPT] = data[loops.SLOPES] + (block * back.slots if backward else 0)
+        data[loops.ROOM] = data[loops.KEPT] + (lanes * filters * program.coefficients if backward else 0)
         # Patches of one image may share pixels, whose gradients no two parts may add to.
         alone = not (backward and any(self._reach))
         data[loops.UNIT] = block if alone else rows * columns
@@ -142,17 +144,20 @@ class Kernel:
         self._constants = {
             dtype: torch.from_numpy(contraction.constants[None]).to(dtype) for dtype in (torch.float32, torch.float64)
         }
-
         self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    @cached_property
+    def codes(self) -> Codes:
+        """Of the patches' program."""
+        return Codes.of(self.contraction.patches)
 
     @cached_property
     def _loops(self) -> Loops:
         # What are channels and pixels of an image elsewhere are weights and filters here.
         program = self.contraction.weights
         inputs = 1 + max((wave[0] for wave in program.waves), default=-1)
-        return Loops(
-            program, np.array([(k, 0, 0) for k in range(inputs)]).reshape(-1, 3), (1, 1), 1, len(program.outputs)
-        )
+        taps = np.array([(k, 0, 0) for k in range(inputs)]).reshape(-1, 3)
+        return Loops(program, Codes.of(program), taps, (1, 1), 1, len(program.outputs))
 
     def coefficients(self, weights: Tensor) -> Tensor:
         """(filters, n_weights) -> (filters, numbers), kept for the backward pass and for inference.
@@ -163,11 +168,8 @@ class Kernel:
         key = weights.numpy().tobytes(), weights.shape, weights.dtype
         found = self._kept.get(key)
         if found is None:
-            found = (
-                self._loops.forward(_as_image(weights).contiguous(), self._constants[weights.dtype])[0, :, 0]
-                .t()
-                .contiguous()
-            )
+            values = self._loops.forward(_as_image(weights).contiguous(), self._constants[weights.dtype])
+            found = values[0, :, 0].t().contiguous()
             # A new dictionary, so that other threads never see one change.
             self._kept = dict([*self._kept.items(), (key, found)][-_KEPT:])
         return found
@@ -197,7 +199,8 @@ class Convolution:
 
     def __init__(self, kernel: Kernel, taps: tuple[int, ...], stride: tuple[int, int], groups: int, outs: int) -> None:
         self._kernel = kernel
-        self._loops = Loops(kernel.contraction.patches, np.array(taps).reshape(-1, 3), stride, groups, outs)
+        program, places = kernel.contraction.patches, np.array(taps).reshape(-1, 3)
+        self._loops = Loops(program, kernel.codes, places, stride, groups, outs)
         self.output_shape = self._loops.output_shape
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
@@ -289,18 +292,12 @@ def _planned(key: str, geometry: Geometry, channels: int, groups: int, outs: int
     return convolution(key, tuple(feature_taps(geometry, channels)), geometry.stride, groups, outs)
 
 
-def convolve(
-    key: str | None, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
+def _apply(
+    key: str | None, padded: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
 ) -> Tensor | None:
-    """Convolve by the compiled loops, or None where they do not apply; see Convolving.
-
-    Args:
-        key: Of a registered kernel; None for none.
-        images, weights, geometry, groups, outs, plain: As Convolving has them.
-    """
-    if key is None or not images.is_cpu or torch._C._are_functorch_transforms_active():
+    if key is None or not padded.is_cpu or torch._C._are_functorch_transforms_active():
         return None
-    padded, channels = pad(images, geometry), images.shape[1] // groups
+    channels = padded.shape[1] // groups
     if torch.compiler.is_compiling():
         taps, stride = feature_taps(geometry, channels), list(geometry.stride)
         return cast(Tensor, train_convolution(padded, weights, key, taps, stride, groups, outs))
@@ -313,6 +310,18 @@ def convolve(
     return kernel.forward(padded, weights)
 
 
+def convolve(
+    key: str | None, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
+) -> Tensor | None:
+    """Convolve by the compiled loops, or None where they do not apply; see Convolving.
+
+    Args:
+        key: Of a registered kernel; None for none.
+        images, weights, geometry, groups, outs, plain: As Convolving has them.
+    """
+    return _apply(key, pad(images, geometry), weights, geometry, groups, outs, plain)
+
+
 def evaluate(key: str | None, inputs: Tensor, weights: Tensor, observables: int, plain: Plain) -> Tensor | None:
     """Values (P, F, observables) of inputs (P, n_inputs) and weights (F, n_weights), or None; see convolve."""
     filters = weights.shape[0]
@@ -321,5 +330,5 @@ def evaluate(key: str | None, inputs: Tensor, weights: Tensor, observables: int,
         return _as_image(plain(image[0, :, 0].t(), weights).flatten(1))
 
     # An image of one row, whose channels are the features: patches come laid out feature by feature.
-    values = convolve(key, _as_image(inputs), weights, Geometry((1, 1)), 1, filters * observables, rows)
+    values = _apply(key, _as_image(inputs), weights, Geometry((1, 1)), 1, filters * observables, rows)
     return None if values is None else values[0, :, 0].t().reshape(inputs.shape[0], filters, observables)

@@ -14,7 +14,7 @@ import numpy as np
 
 from qconv.backends.copies import SLACK, add_rows, copy_block, copy_rows
 from qconv.backends.lanes import Lanes, Value, vector_code
-from qconv.backends.tasks import at, carray, loop, take, task
+from qconv.backends.tasks import SOURCES, at, carray, loop, take, task, task_data
 
 # Numbers of a task's int64 data, see threads.py. Pointers are addresses; arrays are contiguous.
 TAKEN, PARTS = 0, 1
@@ -375,9 +375,11 @@ def _block(data: Any, part: int) -> tuple[int, int]:
 def planes_task(bits: int) -> Any:
     """Task that fills PLANES, some pixels a part, and zeros behind them; bits as forward_task's."""
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         count, numbers = data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH], data[NUMBERS]
         images = carray(at(data[IMAGES], bits), (count,))
         planes = carray(at(data[PLANES], bits), (2 * numbers,))
@@ -416,9 +418,11 @@ def forward_task(left: int, right: int, angles: int, bits: int) -> Any:
     """
     wires, numbers = left + right, (2 + angles) ** (left + right)
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         groups, outs = data[GROUPS], data[OUTS]
         images = carray(at(data[IMAGES], bits), (data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH],))
         out = carray(at(data[OUT], bits), (data[BATCH] * groups * outs * data[ROWS] * data[COLUMNS],))
@@ -457,9 +461,11 @@ def backward_task(left: int, right: int, angles: int, bits: int) -> Any:
     """Task that fills TO_IMAGES and each part's TO_MATRICES, a range of images a part; arguments as forward_task's."""
     wires, n_left, n_right = left + right, (2 + angles) ** left, (2 + angles) ** right
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         groups, outs, height = data[GROUPS], data[OUTS], data[ROWS]
         pixels_in_all = data[BATCH] * data[CHANNELS] * data[HEIGHT] * data[WIDTH]
         images = carray(at(data[IMAGES], bits), (pixels_in_all,))

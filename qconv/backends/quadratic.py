@@ -203,7 +203,10 @@ class QuadraticCompiled:
         self._form: Matrices | Squares = (
             Squares(circuit) if noise is None and squares < matrices else Matrices(circuit, noise)
         )
-        self._build = Kept(lambda weights: self._form.build(weights))
+        self._build = Kept(self._built)
+
+    def _built(self, weights: Tensor) -> Tensor:
+        return self._form.build(weights)
 
     def _check(self, noise: NoiseModel | None) -> None:
         circuit = self.circuit

@@ -5,9 +5,7 @@ What happens to a block is emitted once and reads the circuit from tables: all c
 
 from __future__ import annotations
 
-import inspect
 import math
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,8 +15,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from qconv.backends import lanes as lanes_module
-from qconv.backends import state_lanes, state_program, tasks
 from qconv.backends.lanes import BYTES, Lanes, Value, vector_code
 from qconv.backends.state_lanes import INTEGER, Tiles, generator, integer, inverse, times
 from qconv.backends.state_program import (
@@ -38,7 +34,7 @@ from qconv.backends.state_program import (
     WAVE,
     WEIGHT,
 )
-from qconv.backends.tasks import at, carray, take, task
+from qconv.backends.tasks import SOURCES, at, carray, take, task, task_data
 
 # Numbers of a task's int64 data, see threads.py. Pointers are addresses, steps are in numbers.
 TAKEN, PARTS, CHUNK, PATCHES, FILTERS = 0, 1, 2, 3, 4  # a part is CHUNK patches
@@ -54,9 +50,6 @@ WAVES, WAVE_INPUTS, WAVE_NUMBERS = 25, 26, 27  # angles that read features: how 
 CHAINS, CHAIN_TABLE, CHAIN_WAVES, GATE_TABLE, GATE_NUMBERS, ENTRIES = 28, 29, 30, 31, 32, 33  # see state_program
 READS, READ_TABLE = 34, 35  # observables, pointer to (READS, 4): first entry, added, less, constant
 LENGTH = 36
-
-# numba keeps compiled code as long as this file stays as it is, so what else the code is made of goes into its key.
-_SOURCES = zlib.crc32("".join(map(inspect.getsource, (lanes_module, state_lanes, state_program, tasks))).encode())
 
 
 class _Data:
@@ -236,9 +229,7 @@ class _Block:
 
 
 @vector_code
-def _run_block(
-    lanes: Lanes, backward: Any, sources: Any, rows: Any, data: Any, part: Any, patch: Any, patches: Any
-) -> None:
+def _run_block(lanes: Lanes, backward: Any, rows: Any, data: Any, part: Any, patch: Any, patches: Any) -> None:
     """A block from features to values, or back to slopes."""
     block = _Block(lanes, rows, data, patch, patches)
     if backward:
@@ -356,7 +347,7 @@ def _finish(lanes: Lanes, weights: Value, data: _Data) -> None:
 
 
 @vector_code
-def _run_shared(lanes: Lanes, backward: Any, sources: Any, weights: Any, data: Any) -> None:
+def _run_shared(lanes: Lanes, backward: Any, weights: Any, data: Any) -> None:
     """What all patches share, or its slopes."""
     (_finish if backward else _prepare)(lanes, weights, _Data(lanes, data))
 
@@ -369,12 +360,12 @@ def shared_task(backward: int, bits: int) -> Any:
         backward: 0 or 1.
         bits: 32 or 64, of a float.
     """
-    sources = _SOURCES
+    sources = SOURCES
 
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
-        _run_shared(backward, sources, carray(at(data[WEIGHTS], bits), (1,)), data)
+        data = task_data(address, LENGTH, sources)
+        _run_shared(backward, carray(at(data[WEIGHTS], bits), (1,)), data)
 
     return compiled
 
@@ -382,11 +373,11 @@ def shared_task(backward: int, bits: int) -> Any:
 @cache
 def block_task(backward: int, bits: int) -> Any:
     """Task that fills OUT, or backward adds to TO_INPUTS and SUMS from the gradient in OUT; for arguments see above."""
-    lanes, sources = 8 * BYTES // bits, _SOURCES
+    lanes, sources = 8 * BYTES // bits, SOURCES
 
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         memory = np.empty(data[TILES] * data[STRIDE] + lanes, carray(at(data[INPUTS], bits), (1,)).dtype)
         # From the start of a cache line on: vectors that straddle two cost twice.
         rows = memory[-memory.ctypes.data % BYTES * lanes // BYTES :]
@@ -395,7 +386,7 @@ def block_task(backward: int, bits: int) -> Any:
         while part < data[PARTS]:
             last = min(data[PATCHES], data[CHUNK] * (part + 1))
             for patch in range(data[CHUNK] * part, last, block):
-                _run_block(backward, sources, rows, data, part, patch, min(block, last - patch))
+                _run_block(backward, rows, data, part, patch, min(block, last - patch))
             part = take(address)
 
     return compiled

@@ -20,8 +20,8 @@ import numpy as np
 from circuits.circuit import Circuit
 from qconv.backends.fourier import MAX_WIRES, PauliOp
 from qconv.backends.pauli_steps import Entries, Step, entries_of, gather, steps_of
-from qconv.backends.protocol import Unsupported
-from qconv.backends.sums import ONE, Scale, Sums, Term, TooMany, Value
+from qconv.backends.protocol import Real, Unsupported
+from qconv.backends.sums import ONE, Program, Scale, Sums, Term, TooMany, Value
 
 # Bonds at a cut, and sums: up to MAX_WIRES, where all coefficients can be had instead, and beyond.
 LIMITS = (2048, 100_000), (4096, 250_000)
@@ -51,42 +51,63 @@ class _Sweep:
     known: dict[tuple[int, _History], int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Contraction:
     """A circuit's observables as two programs.
+
+    Args:
+        weights: From weights to the coefficients of `patches`.
+        constants: The coefficients of `weights`.
+        patches: From features to the observables.
+    """
+
+    weights: Program
+    constants: Real
+    patches: Program
+
+
+def contract(circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> Contraction:
+    """Write a circuit's observables down as sums.
 
     Args:
         circuit: The circuit, with observables.
         encoders: For every wire its encoding, operations in order; see split_encoding.
         block: All other operations.
 
-    Attributes:
-        constants: Coefficients of the weights' program.
-        weights: From weights to the coefficients of the patches' program.
-        patches: From features to the observables.
-
     Raises:
         Unsupported: If it takes too many bonds at a cut or too many sums; see LIMITS.
     """
+    wires = circuit.n_wires
+    bonds, most = LIMITS[wires > MAX_WIRES]
+    factors = Sums(most)
+    sums = Sums(most, factors)
+    try:
+        values = _Builder(bonds, factors, sums).values(circuit, encoders, block)
+    except TooMany:
+        others = "'fourier' with all coefficients, or 'statevector'" if wires <= MAX_WIRES else "'statevector'"
+        raise Unsupported(
+            f"contracting this kernel wire by wire takes more than {bonds} bonds between its {wires} wires or {most} "
+            f"sums a patch: use fewer layers, or backend {others}"
+        ) from None
+    patches, coefficients = sums.program([sums.keep(value) for value in values])
+    weights, constants = factors.program([factors.keep((number, ONE, factor)) for number, factor in coefficients])
+    return Contraction(weights, np.array([number for number, _ in constants]), patches)
 
-    def __init__(self, circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> None:
-        wires = circuit.n_wires
-        self._most_bonds, most_sums = LIMITS[wires > MAX_WIRES]
-        self._factors = Sums(most_sums)
-        self._sums = Sums(most_sums, self._factors)
-        try:
-            outputs = self._contract(circuit, encoders, block)
-        except TooMany:
-            others = "'fourier' with all coefficients, or 'statevector'" if wires <= MAX_WIRES else "'statevector'"
-            raise Unsupported(
-                f"contracting this kernel wire by wire takes more than {self._most_bonds} bonds between its {wires} "
-                f"wires or {most_sums} sums a patch: use fewer layers, or backend {others}"
-            ) from None
-        self.patches, coefficients = self._sums.program([self._sums.keep(value) for value in outputs])
-        kept = [self._factors.keep((number, ONE, factor)) for number, factor in coefficients]
-        self.weights, constants = self._factors.program(kept)
-        self.constants = np.array([number for number, _ in constants])
 
-    def _contract(self, circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> list[Value | None]:
+class _Builder:
+    """Builds the sums of a circuit.
+
+    Args:
+        most_bonds: At a cut; TooMany is raised beyond.
+        factors: Sums of weights.
+        sums: Sums of features, with those factors.
+    """
+
+    def __init__(self, most_bonds: int, factors: Sums, sums: Sums) -> None:
+        self._most_bonds, self._factors, self._sums = most_bonds, factors, sums
+
+    def values(self, circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliOp]) -> list[Value | None]:
+        """Every observable's sum; see contract."""
         self._features = [self._encoded(ops) for ops in encoders]
         self._gates = gather(block, self._factors)
         self._take_in_last_rotations()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -12,6 +14,10 @@ from numba.extending import intrinsic
 # Contraction to fused multiply-add and reordered sums are allowed; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "reassoc"}}
 _POINTER: Any = types.CPointer
+
+# numba keeps compiled code as long as the file of a task stays as it is. What is compiled into it from other files is
+# told by this number: a task mentions it, and what a task mentions is part of the key.
+SOURCES = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 _NUMBA: Any = numba
 carray: Any = _NUMBA.carray
@@ -25,6 +31,12 @@ def loop(function: Callable[..., Any]) -> Any:
 def task(function: Callable[[Any], None]) -> Any:
     """A task: a compiled function of the address of int64 numbers, without the interpreter's lock."""
     return _NUMBA.cfunc(types.void(_POINTER(types.int64)), **_OPTIONS)(function)
+
+
+@loop
+def task_data(address: Any, length: int, sources: int) -> Any:
+    """A task's int64 data, as an array; sources is SOURCES."""
+    return carray(address, (length,))
 
 
 def _at(typingctx: Any, address: Any, bits: Any) -> Any:

@@ -8,6 +8,7 @@ is installed (fused_trains.py), in torch operations otherwise.
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,10 +23,16 @@ from qconv.backends.fourier import split_encoding
 from qconv.backends.kept import Kept
 from qconv.backends.protocol import Plain, check_call, device_counts, measurement_settings
 from qconv.backends.sums import ONE
-from qconv.backends.sweeps import Contraction
+from qconv.backends.sweeps import Contraction, contract
 from qconv.patches import Geometry
 
 CHUNK_NUMBERS = 2**21  # of all sums of a chunk of patches, about
+
+
+@lru_cache(maxsize=16)
+def _contraction(circuit: Circuit, noise: NoiseModel | None) -> Contraction:
+    # Copies of a layer compile their circuits anew.
+    return contract(circuit, *split_encoding(circuit, noise))
 
 
 class TrainCompiled:
@@ -39,7 +46,7 @@ class TrainCompiled:
 
     def __init__(self, circuit: Circuit, noise: NoiseModel | None) -> None:
         self.circuit = circuit
-        self._contraction = Contraction(circuit, *split_encoding(circuit, noise))
+        self._contraction = _contraction(circuit, noise)
         self._kept = Kept(self.coefficients)
         self.fused = fused_trains.register(self._contraction, f"{circuit.text()}{noise}")
 

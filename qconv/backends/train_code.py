@@ -44,11 +44,13 @@ class Code:
 
     @classmethod
     def _of(cls, lines: list[list[int]], slots: _Slots, results: list[int]) -> Code:
-        return cls(np.array([number for line in lines for number in line] or [0]), slots.count, np.array(results))
+        numbers = [number for line in lines for number in line]
+        return cls(np.array(numbers, dtype=np.int64), slots.count, np.array(results, dtype=np.int64))
 
     @classmethod
     def forward(cls, program: Program, reuse: bool) -> Code:
         """To evaluate; with `reuse` a slot is given to another sum after its last use."""
+        outputs = set(program.outputs)
         last = {operand: k for k, terms in enumerate(program.sums) for _, *both in terms for operand in both}
         slots, slot = _Slots(program.first), dict(enumerate(range(program.first)))
         lines = []
@@ -56,7 +58,7 @@ class Code:
             # Every term is read before the sum is stored, so its place may be one of theirs.
             own = {operand for _, *both in terms for operand in both}
             for operand in own if reuse else ():
-                if last[operand] == k and operand >= program.first and operand not in program.outputs:
+                if last[operand] == k and operand >= program.first and operand not in outputs:
                     slots.give_back(slot[operand])
             line = _line(terms, slot)
             slot[program.first + k] = slots.take()
@@ -84,6 +86,26 @@ class Code:
             # It is 0 again when the next sum takes it.
             slots.give_back(own)
         return cls._of(lines, slots, results)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """All that the loops do with a program.
+
+    Args:
+        evaluate: With as few slots as possible.
+        keep: With a slot for every sum.
+        pull_back: After `keep`.
+    """
+
+    evaluate: Code
+    keep: Code
+    pull_back: Code
+
+    @classmethod
+    def of(cls, program: Program) -> Codes:
+        """Written down once for all geometries."""
+        return cls(Code.forward(program, reuse=True), Code.forward(program, reuse=False), Code.backward(program))
 
 
 def _line(terms: tuple[tuple[int, int, int], ...], slot: dict[int, int], slopes: bool = False) -> list[int]:

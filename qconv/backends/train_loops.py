@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir
 
 from qconv.backends.lanes import BYTES, Lanes, Value, vector_code
-from qconv.backends.tasks import at, carray, take, task
+from qconv.backends.tasks import SOURCES, at, carray, take, task, task_data
 
 # Numbers of a task's int64 data, see threads.py. Pointers are addresses; arrays are contiguous.
 TAKEN, PARTS, UNIT, UNITS, PATCHES = 0, 1, 2, 3, 4  # patches come in UNITS units; a part is a number of whole ones
@@ -27,7 +27,7 @@ ROWS, COLUMNS = 14, 15  # of the patches of an image
 GROUPS, OUTS, FILTERS = 16, 17, 18  # filters of a group; of its FILTERS * RESULTS outputs the first OUTS are kept
 COEFFICIENTS, NUMBERS = 19, 20  # pointer to (GROUPS * FILTERS, NUMBERS)
 WAVES, WAVE_INPUTS, TURNS = 21, 22, 23  # how many; pointers to the inputs they read and (WAVES, 2) scale, offset
-CODE, SUMS, RESULTS, RESULT_SLOTS = 24, 25, 26, 27  # see train_code.Code
+CODE, SUMS, RESULTS, RESULT_SLOTS = 24, 25, 26, 27  # see train_code
 BACK_CODE, SLOPE_SLOTS = 28, 29  # the same of the slopes' table
 TABLE, SLOPES, KEPT, ROOM = 30, 31, 32, 33  # where in a thread's memory they start, after pixels, and where it ends
 TO_IMAGES, TO_COEFFICIENTS = 34, 35  # pointers to gradients (the latter's for every part), or 0 if not wanted
@@ -91,8 +91,7 @@ class _Table:
 
     def add(self, slot: Value, factors: list[Value], vectors: list[Value]) -> None:
         """Add products."""
-        old = self.load(slot)
-        self.store(slot, [self._lanes.fma(f, v, sum) for f, v, sum in zip(factors, vectors, old, strict=True)])
+        self.store(slot, [self._lanes.fma(*three) for three in zip(factors, vectors, self.load(slot), strict=True)])
 
 
 class _Block:
@@ -333,9 +332,11 @@ def compiled_task(bits: int, backward: bool) -> Any:
         backward: Which of the two.
     """
 
+    sources = SOURCES
+
     @task
     def compiled(address: Any) -> None:
-        data = carray(address, (LENGTH,))
+        data = task_data(address, LENGTH, sources)
         images = carray(at(data[IMAGES], bits), (1,))
         room = np.empty(data[ROOM] + BYTES, images.dtype)
         part = take(address)
