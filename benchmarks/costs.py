@@ -21,7 +21,7 @@ from benchmarks.timing import alternate
 from circuits import Circuit, kernel
 from qconv import QuantumConv2d
 from qconv.backends.auto import AutoCompiled
-from qconv.backends.costs import BACKWARD, WAYS, Call, seconds
+from qconv.backends.costs import WAYS, Call, Rates, seconds
 
 SIDE = 14  # output positions along a side of an image
 IMAGES = (1, 32)
@@ -119,20 +119,21 @@ def measure(name: str, circuit: Circuit, batch: int, training: bool, rounds: int
     return cases
 
 
-def fitted(cases: list[Case]) -> dict[str, tuple[float, float, float]]:
-    """(latency, building, running) of each kind: least squares of relative errors, none negative."""
+def fitted(cases: list[Case]) -> dict[str, list[Rates]]:
+    """Rates of each way, in inference and in training: least squares of relative errors, none negative."""
     from scipy.optimize import nnls
 
-    found = {}
+    found: dict[str, list[Rates]] = {}
     for kind in WAYS:
-        rows = [case for case in cases if case.kind == kind]
-        if rows:
-            factor = np.array([BACKWARD if case.call.training else 1 for case in rows])
-            matrix = np.array([[1.0, case.built, case.run] for case in rows]) * factor[:, None]
-            times = np.array([case.measured for case in rows])
-            solution, _ = nnls(matrix / times[:, None], np.ones(len(rows)))
-            latency, building, running = (float(value) for value in solution)
-            found[kind] = latency, building, running
+        for training in (False, True):
+            rows = [case for case in cases if case.kind == kind and case.call.training == training]
+            if rows:
+                matrix = np.array([[1.0, case.built, case.run] for case in rows])
+                times = np.array([case.measured for case in rows])
+                solution, _ = nnls(matrix / times[:, None], np.ones(len(rows)))
+                latency, *costs = (float(value) for value in solution)
+                # What hardly costs anything, or did not occur, gets a rate that does not matter.
+                found.setdefault(kind, []).append(Rates(latency, *(1 / max(cost, 1e-12) for cost in costs)))
     return found
 
 
@@ -177,9 +178,9 @@ def main() -> None:
     ]
     show(console, cases)
     if arguments.fit:
-        for kind, (latency, building, running) in fitted(cases).items():
-            rates = [f"{1 / rate:.1e}" if rate else "inf" for rate in (building, running)]
-            console.print(f'    "{kind}": Way({latency:.1e}, {rates[0]}, {rates[1]}),')
+        for kind, modes in fitted(cases).items():
+            rates = ", ".join(f"Rates({r.latency:.1e}, {r.building:.1e}, {r.running:.1e})" for r in modes)
+            console.print(f'    "{kind}": ({rates}),')
 
 
 if __name__ == "__main__":

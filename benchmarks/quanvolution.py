@@ -31,10 +31,10 @@ QUICK = ("W1", "W2")
 
 def alone(function: Callable[..., Result], *arguments: object) -> Result:
     """A function's result, computed in a fresh process."""
-    # A server that has imported torch and qconv, and nothing else, is forked: starting is cheap, and no process
-    # inherits threads, caches or memory of another measurement.
+    # A server that has imported torch, and nothing else, is forked: starting is cheap, and no process inherits threads,
+    # caches or memory of another measurement. qconv is imported after the fork: forked, it would use one thread.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.measure"])
+    context.set_forkserver_preload(["torch"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,13 +1,13 @@
 """What an exact evaluation costs: the one model by which backend "auto" chooses.
 
-    seconds = latency + built / building rate + run / running rate,   and three times that where gradients are taken
+    seconds = latency + built / building rate + run / running rate
 
-`run` are the multiplications that a call's patches need, which is what the ledger counts; `built` those that turn the
-weights into what all patches share, which happens once a call, and in inference not at all where it is kept. A
-latency and two rates describe a way to evaluate a circuit. They were measured (benchmarks/costs.py fits them
-anew and says how often the cheapest way was chosen); only their ratios matter, so other machines choose alike. On
-devices other than the CPU the compiled loops do not run, and the ratios of the plain torch ways are taken for the
-CPU's: this was not measured.
+`run` are the multiplications that a call's patches need in inference, which is what the ledger counts; `built` those
+that turn the weights into what all patches share, which happens once a call, and in inference not at all where it is
+kept. A latency and two rates describe a way to evaluate a circuit, others in training than in inference. They were
+measured (benchmarks/costs.py fits them anew and says how often the cheapest way was chosen); only their ratios matter,
+so other machines choose alike. On devices other than the CPU the compiled loops do not run, and the ratios of the plain
+torch ways are taken for the CPU's: this was not measured.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Way:
+class Rates:
     """How fast one way of evaluating is.
 
     Args:
@@ -66,16 +66,16 @@ class Way:
     running: float
 
 
+# By way: in inference, and in training (forward and backward, in multiplications of the forward pass).
 WAYS = {
-    "compiled polynomial": Way(3e-5, 2e10, 7.5e10),
-    "polynomial": Way(8e-4, 1e10, 6e10),
-    "compiled train": Way(5e-5, 8e6, 6e10),
-    "train": Way(2e-3, 8e6, 6e9),
-    "compiled states": Way(8e-5, 1e10, 7.5e10),
-    "states": Way(1.5e-3, 1e10, 1e10),
-    "quadratic form": Way(2.5e-4, 5e8, 1.2e10),
+    "compiled polynomial": (Rates(3e-05, 20000000000.0, 75000000000.0), Rates(0.0002, 1000000000.0, 20000000000.0)),
+    "polynomial": (Rates(0.0008, 10000000000.0, 60000000000.0), Rates(0.0025, 3000000000.0, 15000000000.0)),
+    "compiled train": (Rates(5e-05, 1000000000.0, 80000000000.0), Rates(0.0002, 100000000.0, 15000000000.0)),
+    "train": (Rates(0.001, 1000000000.0, 5000000000.0), Rates(0.004, 100000000.0, 1200000000.0)),
+    "compiled states": (Rates(8e-05, 10000000000.0, 75000000000.0), Rates(0.0003, 10000000000.0, 20000000000.0)),
+    "states": (Rates(0.0015, 10000000000.0, 10000000000.0), Rates(0.005, 10000000000.0, 3000000000.0)),
+    "quadratic form": (Rates(0.00025, 500000000.0, 12000000000.0), Rates(0.0015, 300000000.0, 4000000000.0)),
 }
-BACKWARD = 3  # forward and backward together, in forwards
 
 
 @runtime_checkable
@@ -95,9 +95,8 @@ def seconds(compiled: Priced, call: Call) -> float:
         call: What would be asked.
     """
     work = compiled.work(call)
-    way = WAYS[work.way]
+    rates = WAYS[work.way][call.training]
     counts = compiled.counts(call.patches, call.filters)
     run = sum(amount for key, amount in counts.items() if key.startswith(("mac:", "mul:")))
     built = 0 if work.kept and not call.training else work.built
-    total = way.latency + built / way.building + run / way.running
-    return BACKWARD * total if call.training else total
+    return rates.latency + built / rates.building + run / rates.running

@@ -7,6 +7,7 @@ or that no coefficient needs, are left out.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -129,14 +130,14 @@ class Matrices(NamedTuple):
     Args:
         values: (groups, outs, numbers).
         address: Where they lie.
-        final: (F, 4^n * observables), the evolved observables.
-        kept: (F, operations, 4^n * observables), what the backward pass cannot undo.
+        final: (F * 4^n * observables,), the evolved observables; in the same memory as values, and before kept.
+        kept: Where (F, operations, 4^n, observables) lie, what the backward pass cannot undo.
     """
 
     values: NDArray[Any]
     address: int
     final: NDArray[Any]
-    kept: NDArray[Any]
+    kept: int
 
 
 class Program:
@@ -189,15 +190,18 @@ class Program:
                 return found
         from qconv.backends import coefficient_loops as loops
 
-        data, start = self._template(weights.dtype, len(weights), groups, outs)
-        values = np.empty((groups, outs, self.numbers), weights.dtype)
-        final = np.empty((len(weights), start.size), weights.dtype)
-        kept = np.empty((len(weights), self._kept, start.size), weights.dtype)
-        result = Matrices(values, values.ctypes.data, final, kept)
-        data = data.copy()
-        data[loops.WEIGHTS], data[loops.MATRICES] = weights.ctypes.data, result.address
-        data[loops.FINAL], data[loops.KEPT] = final.ctypes.data, kept.ctypes.data
+        template, start = self._template(weights.dtype, len(weights), groups, outs)
+        data = type(template).from_buffer_copy(template)
+        # One piece of memory: asking numpy for an address takes a microsecond, and a small layer takes twenty.
+        numbers, length = groups * outs * self.numbers, len(weights) * start.size
+        memory = np.empty(numbers + (1 + self._kept) * length, weights.dtype)
+        address = memory.ctypes.data
+        data[loops.WEIGHTS], data[loops.MATRICES] = weights.ctypes.data, address
+        data[loops.FINAL] = address + weights.itemsize * numbers
+        data[loops.KEPT] = data[loops.FINAL] + weights.itemsize * length
         run(loops.forward_task(weights.itemsize * 8), data, len(weights))
+        values = memory[:numbers].reshape(groups, outs, self.numbers)
+        result = Matrices(values, address, memory[numbers : numbers + length], data[loops.KEPT])
         with self._lock:
             self._caches[key] = result
             if len(self._caches) > _CACHED_WEIGHTS:
@@ -209,15 +213,18 @@ class Program:
         from qconv.backends import coefficient_loops as loops
 
         found = self.matrices(weights, grads.shape[1], grads.shape[2])
-        data = self._template(weights.dtype, len(weights), grads.shape[1], grads.shape[2])[0].copy()
+        template, _ = self._template(weights.dtype, len(weights), grads.shape[1], grads.shape[2])
+        data = type(template).from_buffer_copy(template)
         result, final = np.empty(weights.shape, weights.dtype), found.final.copy()
         data[loops.WEIGHTS], data[loops.GRADIENT] = weights.ctypes.data, result.ctypes.data
         data[loops.MATRICES], data[loops.COPIES], data[loops.COPY] = grads.ctypes.data, len(grads), grads[0].size
-        data[loops.FINAL], data[loops.KEPT] = final.ctypes.data, found.kept.ctypes.data
+        data[loops.FINAL], data[loops.KEPT] = final.ctypes.data, found.kept
         run(loops.backward_task(weights.itemsize * 8), data, len(weights))
         return result
 
-    def _new_template(self, dtype: Any, filters: int, groups: int, outs: int) -> tuple[Whole, NDArray[Any]]:
+    def _new_template(
+        self, dtype: Any, filters: int, groups: int, outs: int
+    ) -> tuple[ctypes.Array[ctypes.c_int64], NDArray[Any]]:
         """What the loops are told that does not change from call to call, and the observables they start from."""
         from qconv.backends import coefficient_loops as loops
 
@@ -238,7 +245,7 @@ class Program:
             (loops.READ_FACTORS, self._read_factors),
         ):
             data[place] = array.ctypes.data
-        return data, start
+        return (ctypes.c_int64 * len(data))(*data.tolist()), start
 
 
 def _index(pauli: str) -> int:
