@@ -117,7 +117,7 @@ class QuantumConv2d(PatchConv2d):
         weight = torch.empty(groups * per_group, self.circuit.n_weights, device=device, dtype=dtype)
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype is {weight.dtype}: a circuit needs torch.float32 or torch.float64")
-        self.weight = nn.Parameter(weight)
+        self.weight, self._weight_shape = nn.Parameter(weight), weight.shape
         self._make_bias(bias, weight)
         self.reset_parameters()
 
@@ -164,7 +164,7 @@ class QuantumConv2d(PatchConv2d):
         compiled = self._compile()
         if not isinstance(compiled, AutoCompiled):
             return compiled
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return compiled.pick(*TYPICAL)
         training = torch.is_grad_enabled() and (images.requires_grad or self.weight.requires_grad)
         # Looked up by shape first: a small layer takes some twenty microseconds in all.
@@ -202,6 +202,11 @@ class QuantumConv2d(PatchConv2d):
 
     def convolve(self, images: Tensor) -> Tensor:
         """See PatchConv2d: images as a whole where the backend takes them, else patch by patch."""
+        if self.weight.shape != self._weight_shape:
+            raise ValueError(
+                f"weight has shape {tuple(self.weight.shape)} but this layer has {self._weight_shape[0]} filters of "
+                f"{self._weight_shape[1]} weights: change its values, not its shape"
+            )
         way = self._way(images)
 
         def evaluate(patches: Tensor, weights: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import copy
 import multiprocessing
+import warnings
 
 import pytest
 import torch
@@ -70,15 +71,19 @@ def test_fused_kernel_is_the_plain_path(name, encoding, noise, dtype):
     padding=st.tuples(st.integers(0, 1), st.integers(0, 2)),
     mode=st.sampled_from(["zeros", "reflect", "circular"]),
     batch=st.integers(0, 3),
+    width=st.sampled_from([5, 6, 9, 14, 17, 20, 40, 400]),
 )
-def test_every_geometry(features, groups, outs, stride, dilation, padding, mode, batch):
+def test_every_geometry(features, groups, outs, stride, dilation, padding, mode, batch, width):
     channels, size = features
     layer = random_layer(
         channels * groups, outs * groups, size, stride, padding, dilation, groups, padding_mode=mode, depth=1
     )
-    images = torch.rand(batch, channels * groups, 9, 6, dtype=torch.float64)
-    assume(batch > 0)
-    agree(layer, images)
+    images = torch.rand(batch, channels * groups, 9, width, dtype=torch.float64)
+    assume(layer.geometry.output_size(9, width))
+    if batch:
+        agree(layer, images)
+    else:
+        assert layer(images).shape == plain(layer)(images).shape
 
 
 def test_circuits_of_your_own():
@@ -324,3 +329,86 @@ def test_who_wants_to_see_torch_operations_sees_them():
     torch.testing.assert_close(slope, want, atol=2e-3, rtol=0)
     with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert layer(mode.from_tensor(images)).shape == (2, 4, 5, 5)
+
+
+@pytest.mark.parametrize("size", [1, (2, 1), (1, 2), 2])
+def test_every_image_is_computed(size):
+    layer = random_layer(1, 2, size)
+    for _ in range(3):
+        torch.full((7, 2, 28, 28), torch.nan, dtype=torch.float64)  # what new memory may hold
+        agree(layer, torch.rand(7, 1, 28, 28, dtype=torch.float64))
+
+
+def test_results_repeat_on_any_number_of_threads():
+    layer, images = random_layer(1, 4, 2, dtype=torch.float32), torch.rand(9, 1, 28, 28)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x = images.clone().requires_grad_()
+            y = layer(x)
+            found.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, layer.weight))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_pixels_that_no_patch_reads_do_not_matter():
+    layer = random_layer(1, 4, 2, stride=2)
+    images = torch.rand(3, 1, 29, 29, dtype=torch.float64)
+    images[:, :, 28], images[..., 28] = torch.nan, torch.inf
+    layer(images).sum().backward()
+    assert layer.weight.grad.isfinite().all()
+
+
+def test_many_gradients_at_once_and_second_ones_without_weights():
+    layer, images = random_layer(1, 1, (1, 2)), torch.rand(1, 1, 1, 4, dtype=torch.float64)
+    one, all_at_once = (torch.autograd.functional.jacobian(layer, images, vectorize=v) for v in (False, True))
+    torch.testing.assert_close(one, all_at_once)
+    gates = (*(Gate("RY", (w,), (Angle("input", w),)) for w in (0, 1)), Gate("CNOT", (0, 1)))
+    for backend in ("fourier", "statevector"):
+        bare = QuantumConv2d(1, 1, (1, 2), kernel=Circuit(2, gates, ("ZZ",)), backend=backend, dtype=torch.float64)
+        assert torch.autograd.gradgradcheck(bare, images.clone().requires_grad_())
+
+
+def test_traced_layers_hold_torch_operations():
+    layer, images = random_layer(1, 4, 2, dtype=torch.float32), torch.rand(2, 1, 5, 5)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns that sizes become constants, and that it is no longer kept up
+        traced = torch.jit.trace(layer, images)
+        torch.testing.assert_close(traced(images + 0.1), layer(images + 0.1), atol=1e-5, rtol=0)
+
+
+def test_weights_of_another_shape_are_refused():
+    layer = random_layer(1, 8, 2)
+    for shape in ((1, 3), (1, layer.weight.shape[1])):
+        layer.weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        with pytest.raises(ValueError, match="change its values"):
+            layer(torch.rand(1, 1, 4, 4, dtype=torch.float64))
+
+
+def test_what_is_kept_is_bounded():
+    layer = random_layer(1, 6, (2, 3), noise=NoiseModel((("*", Channel("amplitude_damping", 0.1)),)))
+    program = fused._PROGRAMS[layer._compile().fused]
+    with torch.no_grad():
+        for _ in range(12):
+            layer.weight.add_(0.01)
+            layer(torch.rand(1, 1, 3, 4, dtype=torch.float64))
+    held = sum(kept.final.base.nbytes for kept in program._caches.values())
+    assert held <= 32 * 1024**2 or len(program._caches) == 1
+
+
+def test_numba_that_fails_is_not_used(monkeypatch):
+    def fail(name):
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(fused.importlib, "import_module", fail)
+    fused.numba_installed.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="runs in torch operations"):
+            assert not fused.numba_installed()
+        layer = random_layer(1, 1, (1, 3), depth=1)
+        assert layer._compile().fused is None
+        assert layer(torch.rand(1, 1, 4, 4, dtype=torch.float64)).isfinite().all()
+    finally:
+        fused.numba_installed.cache_clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from qconv.backends.tensor_train import TrainCompiled
 TYPICAL = Call(patches=8192)
 
 
+@lru_cache(maxsize=64)
 def exact_ways(circuit: Circuit, noise: NoiseModel | None) -> tuple[dict[str, Priced], Unsupported | None]:
     """Every exact way by name, that of backend "fourier" first, and why there is no more."""
     ways: dict[str, Priced] = {}
@@ -59,7 +61,7 @@ class AutoCompiled:
 
     def __init__(self, circuit: Circuit, ways: dict[str, Priced]) -> None:
         self.circuit, self.ways = circuit, ways
-        self._chosen: dict[tuple[object, ...], str] = {}
+        self._chosen: dict[Call, str] = {}
         # torch.compile and export, whose sizes are symbols, take this one.
         self._usual = self.ranking(TYPICAL)[0][0]
 
@@ -69,18 +71,23 @@ class AutoCompiled:
 
     def pick(self, patches: int, filters: int, training: bool, device: str, images: bool) -> Priced:
         """The way for a call; see Call."""
-        if len(self.ways) == 1 or torch.compiler.is_compiling():
+        if len(self.ways) == 1 or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self.ways[self._usual]
         # Calls of about the same size are one question.
-        key = (patches.bit_length(), filters, training, device, images)
-        if key not in self._chosen:
-            self._chosen[key] = self.ranking(Call(patches, filters, training, device, images))[0][0]
-        return self.ways[self._chosen[key]]
+        return self.ways[self._choice(Call(patches, filters, training, device, images))]
+
+    def _choice(self, call: Call) -> str:
+        # The largest call of about this size stands for all of them, whichever comes first.
+        rounded = call._replace(patches=(1 << call.patches.bit_length()) - 1)
+        if rounded not in self._chosen:
+            self._chosen[rounded] = self.ranking(rounded)[0][0]
+        return self._chosen[rounded]
 
     def reason(self, call: Call) -> str:
         """Which way a call takes and why, in words."""
-        (name, time), *others = self.ranking(call)
-        compared = ", ".join(f"{other} {1e3 * slower:.3g} ms" for other, slower in others)
+        times, name = dict(self.ranking(call)), self._choice(call)
+        time = times.pop(name)
+        compared = ", ".join(f"{other} {1e3 * slower:.3g} ms" for other, slower in times.items())
         mode = "training" if call.training else "inference"
         return f"{name}: predicted {1e3 * time:.3g} ms for {mode} on {call.patches:,} patches ({call.device})" + (
             f"; {compared}" if compared else "; the only exact way"

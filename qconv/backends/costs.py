@@ -5,8 +5,8 @@
 `run` are the multiplications that a call's patches need in inference, which is what the ledger counts; `built` those
 that turn the weights into what all patches share, which happens once a call, and in inference not at all where it is
 kept. A latency and two rates describe a way to evaluate a circuit, others in training than in inference. They were
-measured (benchmarks/costs.py fits them anew and says how often the cheapest way was chosen); only their ratios matter,
-so other machines choose alike. On devices other than the CPU the compiled loops do not run, and the ratios of the plain
+measured on two cores of one machine (benchmarks/costs.py fits them anew and says how often the cheapest way was
+chosen). On devices other than the CPU the compiled loops do not run, and the ratios of the plain
 torch ways are taken for the CPU's: this was not measured.
 """
 

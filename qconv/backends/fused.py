@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -39,14 +41,25 @@ _PIXELS = 8192  # worth a thread of their own
 
 @cache
 def numba_installed() -> bool:
-    """Whether the `fast` extra is here; numba itself is imported on first use."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether the `fast` extra is here and works; asked when a circuit is compiled, not on import."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("qconv.backends.tasks")
+    except Exception as error:  # numba refuses other libraries' versions by errors of several kinds
+        warnings.warn(f"numba is installed but fails ({error}): qconv runs in torch operations instead", stacklevel=2)
+        return False
+    return True
 
 
 def watched(*tensors: Tensor) -> bool:
     """Whether something wants to see torch operations: forward derivatives, a mode that traces, tensors of others."""
     modes = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
-    return modes or any(type(tensor) not in (Tensor, Parameter) for tensor in tensors)
+    return (
+        modes
+        or torch._C._get_tracing_state() is not None
+        or any(type(tensor) not in (Tensor, Parameter) for tensor in tensors)
+    )
 
 
 _PROGRAMS: dict[str, Program] = {}
@@ -123,7 +136,7 @@ class Convolution:
             beyond = 3 * loops.LANES + self._reach[0] * images[3] + self._reach[1]
             data[loops.NUMBERS] = math.prod(images) + beyond
         # A part is a block here; the backward pass has parts of its own.
-        rows, parts = loops.blocks(out[0], out[2], out[3], int(data[loops.PITCH]))
+        rows, parts = loops.blocks(out[0], out[2], out[3], int(data[loops.PITCH]), bool(data[loops.NUMBERS]))
         data[loops.BLOCK_ROWS], data[loops.PARTS] = rows, parts
         return (ctypes.c_int64 * len(data))(*data.tolist())
 
@@ -208,6 +221,27 @@ def planned(key: str, geometry: Geometry, channels: int, groups: int, outs: int)
     return convolution(key, tuple(feature_taps(geometry, channels)), geometry.stride, groups, outs)
 
 
+def many(grad: Tensor) -> bool:
+    """Whether a gradient stands for several at once, or is not to be read."""
+    if watched(grad) or torch._C._are_functorch_transforms_active():
+        return True
+    try:
+        grad.data_ptr()
+    except RuntimeError:
+        return True
+    return False
+
+
+def through_plain(plain: Plain, tensors: tuple[Tensor, Tensor], grad: Tensor) -> list[Tensor | None]:
+    """Gradients by torch's own operations: where they are differentiated again, or come many at once."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        wanted = [t for t in tensors if t.requires_grad]
+        found = torch.autograd.grad(plain(*tensors), wanted, grad, create_graph=again, materialize_grads=True)
+    gradients = iter(found)
+    return [next(gradients) if t.requires_grad else None for t in tensors]
+
+
 class Eager(torch.autograd.Function):
     """The kernel outside torch.compile: the dispatcher's bookkeeping would cost more than the loops."""
 
@@ -222,10 +256,8 @@ class Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See Convolution.backward; a second derivative is taken through the plain torch path."""
         images, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            wanted = [t for t in (images, weights) if t.requires_grad]
-            found = iter(torch.autograd.grad(ctx.plain(images, weights), wanted, grad, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (images, weights)), None, None
+        if torch.is_grad_enabled() or many(grad):
+            return *through_plain(ctx.plain, (images, weights), grad), None, None
         return (*ctx.kernel.backward(grad, images, weights, ctx.needs_input_grad[:2]), None, None)
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Real = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-_CACHED_WEIGHTS = 64  # circuits are shared by layers, whose weights all find room
+# Coefficients kept: circuits are shared by layers, whose weights all find room unless they are large.
+_MOST, _BYTES = 64, 32 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ class Program:
         result = Matrices(values, address, memory[numbers : numbers + length], data[loops.KEPT])
         with self._lock:
             self._caches[key] = result
-            if len(self._caches) > _CACHED_WEIGHTS:
+            most = max(1, min(_MOST, _BYTES // memory.nbytes))
+            while len(self._caches) > most:
                 self._caches.popitem(last=False)
         return result
 

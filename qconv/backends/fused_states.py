@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuits.circuit import Circuit
-from qconv.backends.fused import numba_installed, watched
+from qconv.backends.fused import many, numba_installed, through_plain, watched
 from qconv.backends.state_program import Program, Tables, runs
 from qconv.backends.threads import run
 
@@ -170,11 +170,12 @@ class Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See Runner.backward; a second derivative is taken through the plain torch path."""
         inputs, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            wanted = [t for t in (inputs, weights) if t.requires_grad]
-            values = ctx.plain(inputs, weights).permute(1, 2, 0)
-            found = iter(torch.autograd.grad(values, wanted, grad, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (inputs, weights)), None, None
+        if torch.is_grad_enabled() or many(grad):
+
+            def plain(inputs: Tensor, weights: Tensor) -> Tensor:
+                return cast(Tensor, ctx.plain(inputs, weights).permute(1, 2, 0))
+
+            return *through_plain(plain, (inputs, weights), grad), None, None
         to_inputs, to_weights = runner(ctx.key, inputs.dtype).backward(grad, inputs, weights, ctx.needs_input_grad[:2])
         return None if to_inputs is None else to_inputs.t(), to_weights, None, None
 

@@ -304,6 +304,10 @@ def _gather(
     for i in range(rows):
         _places(data, group, taps, row + i, offsets)
         copy_rows(images, offsets, data[ACROSS], pixels, i * data[COLUMNS], length, data[COLUMNS])
+    for k in range(len(offsets)):
+        # What was copied from behind the last row: no patch, and 0 times NaN would not be 0.
+        for j in range(rows * data[COLUMNS], _filled(rows * data[COLUMNS])):
+            pixels[k * length + j] = 0
     _turn(pixels, waves, len(offsets), turning, length, _filled(rows * data[COLUMNS]))
 
 
@@ -342,16 +346,17 @@ def _filled(patches: int) -> int:
     return (patches + LANES - 1) // LANES * LANES
 
 
-def blocks(images: int, height: int, width: int, pitch: int) -> tuple[int, int]:
+def blocks(images: int, height: int, width: int, pitch: int, planes: bool) -> tuple[int, int]:
     """(rows to take at a time, blocks): such that little of the last vector stays empty.
 
     Args:
         images: Images.
         height: Rows of patches of one.
         width: Patches of a row.
-        pitch: How far apart rows lie; more than width if a block must not reach beyond its image.
+        pitch: How far apart rows lie.
+        planes: Whether pixels are read in place: a block then does not reach beyond its image.
     """
-    if pitch > width:
+    if planes:
         parts = -(-height * pitch // (2 * BLOCK))
         rows = -(-height // parts)
         return rows, images * -(-height // rows)

@@ -25,12 +25,18 @@ carray: Any = _NUMBA.carray
 
 def loop(function: Callable[..., Any]) -> Any:
     """A function for tasks to call."""
-    return _NUMBA.njit(**_OPTIONS)(function)
+    # Not kept on its own: it is part of the tasks that call it, and changes of other files would not be noticed.
+    return _NUMBA.njit(**{**_OPTIONS, "cache": False})(function)
 
 
 def task(function: Callable[[Any], None]) -> Any:
     """A task: a compiled function of the address of int64 numbers, without the interpreter's lock."""
-    return _NUMBA.cfunc(types.void(_POINTER(types.int64)), **_OPTIONS)(function)
+    signature = types.void(_POINTER(types.int64))
+    try:
+        return _NUMBA.cfunc(signature, **_OPTIONS)(function)
+    except RuntimeError:
+        # No folder to keep compiled code in: it is compiled anew in each process.
+        return _NUMBA.cfunc(signature, **{**_OPTIONS, "cache": False})(function)
 
 
 @loop
