@@ -156,7 +156,10 @@ class QuantumConv2d(PatchConv2d):
         """The backend that runs the kernel and, where "auto" chose it, why: for the last call, or a typical one."""
         compiled = self._compile()
         if isinstance(compiled, AutoCompiled):
-            return compiled.reason(self._last_call or TYPICAL._replace(filters=len(self.weight) // self.groups))
+            if self._last_call is not None:
+                return compiled.reason(self._last_call)
+            typical = compiled.reason(TYPICAL._replace(filters=len(self.weight) // self.groups))
+            return f"{typical} (a typical call: there was none yet)"
         return self._reason
 
     def _way(self, images: Tensor) -> Compiled:

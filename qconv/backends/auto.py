@@ -90,7 +90,7 @@ class AutoCompiled:
         compared = ", ".join(f"{other} {1e3 * slower:.3g} ms" for other, slower in times.items())
         mode = "training" if call.training else "inference"
         return f"{name}: predicted {1e3 * time:.3g} ms for {mode} on {call.patches:,} patches ({call.device})" + (
-            f"; {compared}" if compared else "; the only exact way"
+            f"; {compared}" if compared else "; no other way is considered"
         )
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -120,7 +120,9 @@ class AutoBackend:
         if ways:
             return None
         if noise is None and refusal is not None:
-            raise refusal
+            raise Unsupported(
+                f"{refusal}; kernel='strongly_entangling' of depth 1 or 2 runs on many wires as a tensor train"
+            )
         from qconv.backends.pennylane import PennylaneBackend
 
         return PennylaneBackend(device="default.mixed"), f"pennylane default.mixed: noise, and {refusal}"
