@@ -13,7 +13,7 @@ from qconv.energy import count, estimate
 from qconv.testing import check_layer
 
 NOISE = NoiseModel((("*", Channel("amplitude_damping", 0.1)), ("CNOT", Channel("depolarizing", 0.05))))
-DTYPES = {torch.float32: 1e-6, torch.float64: 1e-12}
+DTYPES = {torch.float32: 1e-5, torch.float64: 1e-12}  # two ways of summing in float32, kernels of up to 81 terms and more
 
 
 def images(*shape, dtype=torch.float32, seed=0):
@@ -106,7 +106,7 @@ def test_twin_of_a_layer_with_shots_is_its_limit():
     layer = drawn(QuantumConv2d(1, 2, (1, 2), backend="qiskit", shots=10, **options))
     exact = drawn(QuantumConv2d(1, 2, (1, 2), **options))
     x = images(1, 1, 3, 3)
-    torch.testing.assert_close(layer.to_classical()(x), exact(x).detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(layer.to_classical()(x), exact(x).detach(), atol=1e-5, rtol=0)
 
 
 def test_twin_costs_what_the_kernel_costs_here():
