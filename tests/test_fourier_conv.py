@@ -13,7 +13,10 @@ from qconv.energy import count, estimate
 from qconv.testing import check_layer
 
 NOISE = NoiseModel((("*", Channel("amplitude_damping", 0.1)), ("CNOT", Channel("depolarizing", 0.05))))
-DTYPES = {torch.float32: 1e-5, torch.float64: 1e-12}  # two ways of summing in float32, kernels of up to 81 terms and more
+DTYPES = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-12,
+}  # two ways of summing in float32, kernels of up to 81 terms and more
 
 
 def images(*shape, dtype=torch.float32, seed=0):
