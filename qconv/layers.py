@@ -28,6 +28,7 @@ from qconv.surrogates import surrogate
 
 CHANNELS = ("joint",)
 _REMEMBERED = 15  # shapes of images
+_ROUNDING = 1e-12  # coefficients lie in [-1, 1]; what double precision leaves of 0 is smaller
 
 
 class QuantumConv2d(PatchConv2d):
@@ -245,9 +246,12 @@ class QuantumConv2d(PatchConv2d):
 
         Source: Schreiber, Eisert & Meyer, Classical surrogates for quantum learning models (arXiv:2206.11740).
         """
-        exact = surrogate(self.circuit, self.weight, noise=self.noise)
+        # In double precision, where what should be 0 can be told from what is small: a quantizer that reads signs must
+        # not read those of rounding errors.
+        exact = surrogate(self.circuit, self.weight.detach().to("cpu", torch.float64), noise=self.noise)
+        coefficients = exact.coefficients.where(exact.coefficients.abs() > _ROUNDING, 0).to(self.weight)
         return FourierConv2d.frozen(
-            exact.rows(exact.coefficients, self.out_channels, self.groups),
+            exact.rows(coefficients, self.out_channels, self.groups),
             exact.spectrum,
             self.in_channels,
             self.kernel_size,

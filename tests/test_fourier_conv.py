@@ -281,3 +281,14 @@ def test_errors_say_both_values(make, says):
 def test_amplitude_encoding_has_no_twin():
     with pytest.raises(Unsupported, match="no trigonometric polynomial"):
         QuantumConv2d(1, 2, 2, encoding="amplitude").to_classical()
+
+
+def test_what_is_zero_has_no_sign_for_a_quantizer_to_read():
+    torch.manual_seed(0)
+    layer = QuantumConv2d(1, 4, 2, kernel="strongly_entangling")
+    with torch.no_grad():
+        layer.weight.zero_()
+    coefficients = layer.to_classical().weight
+    # CNOTs alone turn each Z into a product of Zs: one cosine a wire it reaches.
+    assert (coefficients.count_nonzero(dim=1) == 1).all()
+    torch.testing.assert_close(coefficients.sum(dim=1), torch.ones(4))
