@@ -130,9 +130,9 @@ def first_call(cache: str) -> float:
     """Seconds from building W1's default layer to its first values and gradients; call it in a fresh process.
 
     Args:
-        cache: Folder for numba's compiled code.
+        cache: Folder for compiled code.
     """
-    os.environ["NUMBA_CACHE_DIR"] = cache
+    os.environ["QCONV_CACHE"] = cache
     images = WORKLOADS["W1"].images().requires_grad_()
     torch.nn.Conv2d(1, 4, 2, 2)(images).sum().backward()
 
@@ -146,8 +146,8 @@ def first_call(cache: str) -> float:
 
 
 def without_fast(rounds: int) -> Comparison:
-    """W1 as it runs where numba is not installed; call it in a fresh process."""
-    sys.modules["numba"] = None  # type: ignore[assignment]
+    """W1 as it runs without the fast extra; call it in a fresh process."""
+    sys.modules["llvmlite"] = None  # type: ignore[assignment]
     return compare("W1", None, rounds)
 
 

@@ -76,7 +76,7 @@ def measure_start(record: Record, path: Path | None, rounds: int) -> None:
     """What the fast extra costs and brings."""
     if record.start is None:
         first = later = None
-        if record.machine["numba"]:
+        if record.machine["fast"]:
             with tempfile.TemporaryDirectory() as cache:
                 first, later = alone(measure.first_call, cache), alone(measure.first_call, cache)
         record.start = Start(first, later, alone(measure.without_fast, rounds))

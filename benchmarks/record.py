@@ -14,8 +14,8 @@ import torch
 from benchmarks.workloads import WORKLOADS
 
 PACKAGES = (
-    "qconv", "torch", "numpy", "numba", "pennylane", "pennylane-lightning", "tensorcircuit-ng", "jax", "torchquantum",
-    "deepquantum", "qulacs", "qiskit", "qiskit-aer",
+    "qconv", "torch", "numpy", "llvmlite", "pennylane", "pennylane-lightning", "tensorcircuit-ng", "jax",
+    "torchquantum", "deepquantum", "qulacs", "qiskit", "qiskit-aer",
 )  # fmt: skip
 
 
@@ -82,8 +82,8 @@ class Start:
 
     Args:
         first: Seconds from building W1's default layer to its first gradient with an empty cache of compiled code.
-        later: The same in a later process, with that cache; both None without numba.
-        without: W1 with numba hidden.
+        later: The same in a later process, with that cache; both None without the extra.
+        without: W1 with the extra hidden.
     """
 
     first: float | None
@@ -161,7 +161,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "numba": "numba" in versions,
+        "fast": "llvmlite" in versions,
         "versions": versions,
     }
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qconv import __version__
-from qconv.backends.fused import numba_installed
+from qconv.backends.operators import fast_installed
 from qconv.data import Dataset, load_dataset
 from qconv.energy.count import Counts, count
 from qconv.energy.meter import Meter
@@ -106,8 +106,8 @@ def slot_counts(counts: Counts) -> Counts:
 
 
 def _versions() -> dict[str, str]:
-    # scikit-learn draws the splits; with numba small circuits run fused, and round in another order.
-    packages = ["torch", "numpy", "scikit-learn"] + ["numba"] * numba_installed()
+    # scikit-learn draws the splits; with the fast extra small circuits run fused, and round in another order.
+    packages = ["torch", "numpy", "scikit-learn"] + ["llvmlite"] * fast_installed()
     return {"qconv": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
 
 

@@ -192,7 +192,7 @@ def record():
     }
     machine = {
         "date": "2026-01-02", "cpu": "A CPU", "cores": 2, "threads": 2, "system": "Linux", "python": "3.11.7",
-        "numba": True, "versions": {"torch": "2.13.0"},
+        "fast": True, "versions": {"torch": "2.13.0"},
     }  # fmt: skip
     without = comparison("W1", None, {"training": {conv: 1e-4, ours: 5e-4, other: 7e-4}})
     return Record(

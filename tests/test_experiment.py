@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import qconv.rows
 from qconv import __version__
-from qconv.backends.fused import numba_installed
+from qconv.backends.operators import fast_installed
 from qconv.data import load_dataset
 from qconv.experiment import check_agreement, grid, load_model, run, run_task, save_feature_maps
 from qconv.rows import COLUMNS, RunFolder, Task, model_path, read_rows
@@ -136,7 +136,7 @@ def test_row_says_what_was_done(finished):
         assert 0 < row.slot_arithmetic < row.slot_energy < row.energy
         assert all(row.counts[key] >= n for key, n in row.slot_counts.items())
         assert row.seconds > 0
-        known = {"qconv", "python", "torch", "numpy", "scikit-learn"} | ({"numba"} if numba_installed() else set())
+        known = {"qconv", "python", "torch", "numpy", "scikit-learn"} | ({"llvmlite"} if fast_installed() else set())
         assert set(row.versions) == known
     by_arm = {row.task.arm: row for row in rows}
     assert by_arm["float"].slot_counts["mac:fp32*fp32"] == 7 * 7 * 4 * 4

@@ -13,9 +13,9 @@ from torch import nn
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import QuantumConv2d
-from qconv.backends import fused
+from qconv.backends import fused, operators
 
-pytestmark = pytest.mark.skipif(not fused.numba_installed(), reason="the fast extra (numba) is not installed")
+pytestmark = pytest.mark.skipif(not operators.fast_installed(), reason="the fast extra (llvmlite) is not installed")
 
 NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.05)), ("*", Channel("amplitude_damping", 0.07))))
 
@@ -295,8 +295,8 @@ def test_operators_are_registered_as_torch_wants_them():
     taps = [0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1]
     images = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     arguments = (images, layer.weight, layer._compile().fused, taps, [1, 1], 1, 4)
-    torch.library.opcheck(fused.product_convolution, arguments)
-    torch.testing.assert_close(fused.product_convolution(*arguments), layer(images))
+    torch.library.opcheck(operators.circuit_convolution, arguments)
+    torch.testing.assert_close(operators.circuit_convolution(*arguments), layer(images))
 
 
 def test_compiled_models_see_one_operator():
@@ -389,7 +389,7 @@ def test_weights_of_another_shape_are_refused():
 
 def test_what_is_kept_is_bounded():
     layer = random_layer(1, 6, (2, 3), noise=NoiseModel((("*", Channel("amplitude_damping", 0.1)),)))
-    program = fused._PROGRAMS[layer._compile().fused]
+    program = operators._MAKERS[layer._compile().fused].args[0]
     with torch.no_grad():
         for _ in range(12):
             layer.weight.add_(0.01)
@@ -398,17 +398,17 @@ def test_what_is_kept_is_bounded():
     assert held <= 32 * 1024**2 or len(program._caches) == 1
 
 
-def test_numba_that_fails_is_not_used(monkeypatch):
+def test_a_compiler_that_fails_is_not_used(monkeypatch):
     def fail(name):
-        raise ImportError("Numba needs NumPy 2.3 or less")
+        raise RuntimeError("no LLVM for this machine")
 
-    monkeypatch.setattr(fused.importlib, "import_module", fail)
-    fused.numba_installed.cache_clear()
+    monkeypatch.setattr(operators.importlib, "import_module", fail)
+    operators.fast_installed.cache_clear()
     try:
         with pytest.warns(UserWarning, match="runs in torch operations"):
-            assert not fused.numba_installed()
+            assert not operators.fast_installed()
         layer = random_layer(1, 1, (1, 3), depth=1)
         assert layer._compile().fused is None
         assert layer(torch.rand(1, 1, 4, 4, dtype=torch.float64)).isfinite().all()
     finally:
-        fused.numba_installed.cache_clear()
+        operators.fast_installed.cache_clear()

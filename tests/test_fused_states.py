@@ -19,10 +19,10 @@ from circuits import GATES, Angle, Circuit, Gate, kernel
 from qconv import QuantumConv2d, simulate
 from qconv.backends import fused_states
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS
-from qconv.backends.fused import numba_installed
+from qconv.backends.operators import fast_installed
 from qconv.backends.statevector import StatevectorCompiled
 
-pytestmark = pytest.mark.skipif(not numba_installed(), reason="the fast extra (numba) is not installed")
+pytestmark = pytest.mark.skipif(not fast_installed(), reason="the fast extra (llvmlite) is not installed")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -291,7 +291,7 @@ def test_it_stands_aside_where_it_does_not_apply(monkeypatch):
         assert StatevectorCompiled(circuit).fused is None
         x, w = torch.rand(3, circuit.n_inputs), torch.rand(1, circuit.n_weights)
         assert StatevectorCompiled(circuit)(x, w).isfinite().all()
-    monkeypatch.setattr(fused_states, "numba_installed", lambda: False)
+    monkeypatch.setattr(fused_states, "fast_installed", lambda: False)
     plain = StatevectorCompiled(W4)
     assert plain.fused is None
     monkeypatch.undo()

@@ -36,7 +36,7 @@ def evaluate(compiled, circuit, dtype=torch.float64, patches=5, filters=2, weigh
 def agree(circuit, reference, dtype=torch.float64, noise=None, **numbers):
     train = TrainCompiled(circuit, noise)
     want = evaluate(reference, circuit, **numbers)
-    # In compiled loops where numba is installed, and in torch operations.
+    # In compiled loops where the fast extra is installed, and in torch operations.
     for function in (train, train.plain):
         for a, b in zip(evaluate(function, circuit, dtype, **numbers), want, strict=True):
             scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0

@@ -15,13 +15,13 @@ from torch import nn
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import QuantumConv2d
-from qconv.backends import fused, fused_trains
+from qconv.backends import fused_trains, operators
 from qconv.backends.protocol import Unsupported
 from qconv.backends.statevector import StatevectorCompiled
 from qconv.backends.tensor_train import TrainCompiled
 from qconv.backends.train_code import Code
 
-pytestmark = pytest.mark.skipif(not fused.numba_installed(), reason="the fast extra (numba) is not installed")
+pytestmark = pytest.mark.skipif(not operators.fast_installed(), reason="the fast extra (llvmlite) is not installed")
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.05)), ("*", Channel("amplitude_damping", 0.07))))
@@ -363,7 +363,7 @@ def test_operators_are_registered_as_torch_wants_them():
     images = torch.rand(2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, circuit.n_weights, dtype=torch.float64, requires_grad=True)
     arguments = (images, weights, train.fused, [0, 0, 0, 0, 0, 1, 0, 0, 2], [1, 1], 1, 5)
-    torch.library.opcheck(fused_trains.train_convolution, arguments)
+    torch.library.opcheck(operators.circuit_convolution, arguments)
 
 
 def test_compiled_models_see_one_operator():

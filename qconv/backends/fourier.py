@@ -27,7 +27,7 @@ from torch import Tensor
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
 from circuits.noise import Channel, NoiseModel
-from qconv.backends import fused
+from qconv.backends import fused, operators
 from qconv.backends.angles import features_of
 from qconv.backends.contraction import contract, polynomial_counts, scaled
 from qconv.backends.costs import Call, Work
@@ -433,7 +433,7 @@ class FourierCompiled:
         self, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
     ) -> Tensor | None:
         """See Convolving."""
-        return fused.convolve(self.fused, images, weights, geometry, groups, outs, plain)
+        return operators.convolve(self.fused, images, weights, geometry, groups, outs, plain)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled. The coefficients are built once from the weights, not an inference."""

@@ -221,6 +221,7 @@ class Program:
         data[loops.WEIGHTS], data[loops.GRADIENT] = weights.ctypes.data, result.ctypes.data
         data[loops.MATRICES], data[loops.COPIES], data[loops.COPY] = grads.ctypes.data, len(grads), grads[0].size
         data[loops.FINAL], data[loops.KEPT] = final.ctypes.data, found.kept
+        data[loops.ROOM] = loops.room(final.size // len(weights), weights.itemsize * 8)
         run(loops.backward_task(weights.itemsize * 8), data, len(weights))
         return result
 
@@ -320,12 +321,12 @@ def _pruned(ops: list[_Op], size: int, first: list[int], needed: set[int]) -> li
 
 
 def _flattened(ops: list[_Op]) -> tuple[Whole, Real, Whole, Real]:
-    """(steps (ops, 4), angles (ops, 2), entries (E, 2), factors (E,)), see coefficient_loops."""
+    """(steps (ops, 4), angles (ops, 2) in units of pi, entries (E, 2), factors (E,)), see coefficient_loops."""
     bounds = np.cumsum([0, *(len(op.entries) for op in ops)])
     steps = [[int(not op.rotation), op.angle[0], bounds[k], bounds[k + 1]] for k, op in enumerate(ops)]
     return (
         np.array(steps, dtype=np.int64).reshape(-1, 4),
-        np.array([op.angle[1:] for op in ops], dtype=np.float64).reshape(-1, 2),
+        np.array([op.angle[1:] for op in ops], dtype=np.float64).reshape(-1, 2) / np.pi,
         np.concatenate([np.zeros((0, 2), dtype=np.int64), *(op.entries for op in ops)]),
         np.concatenate([np.zeros(0), *(op.factors for op in ops)]),
     )

@@ -1,6 +1,6 @@
 """State vectors by compiled loops, as a torch operator.
 
-With the `fast` extra (numba), on the CPU, blocks of patches go through all gates without leaving the nearest caches,
+With the `fast` extra (llvmlite), on the CPU, blocks of patches go through all gates without leaving the nearest caches,
 forward and backward. Second derivatives, other devices and torch.func take the plain torch path.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuits.circuit import Circuit
-from qconv.backends.fused import many, numba_installed, through_plain, watched
+from qconv.backends.operators import fast_installed, many, through_plain, watched
 from qconv.backends.state_program import Program, Tables, runs
 from qconv.backends.threads import run
 
@@ -33,7 +33,7 @@ _CIRCUITS: dict[str, Circuit] = {}
 
 def register(circuit: Circuit) -> str | None:
     """Key of a circuit for `evaluate`, or None where the loops do not apply."""
-    if not numba_installed() or circuit.n_wires > MAX_WIRES or not circuit.n_inputs or not runs(circuit):
+    if not fast_installed() or circuit.n_wires > MAX_WIRES or not circuit.n_inputs or not runs(circuit):
         return None
     key = hashlib.sha256(circuit.text().encode()).hexdigest()
     _CIRCUITS[key] = circuit
@@ -94,8 +94,8 @@ class Runner:
         # As many parts on any number of threads: their sums are added in one order and results repeat bit for bit.
         chunk = block * max(1, -(-patches // (block * max(16, 128 // len(weights)))))
         by_filter, by_value, by_patch = out.stride()
-        data[loops.PARTS : loops.CALL] = [
-            -(-patches // chunk),
+        data[loops.PARTS], data[loops.ROOM] = -(-patches // chunk), tiles * rows * self._lanes * self._bits // 8
+        data[loops.CHUNK : loops.CALL] = [
             chunk,
             patches,
             len(weights),
@@ -124,8 +124,8 @@ class Runner:
             return result
         shared = inputs.new_empty(len(weights), self._numbers)
         data = self._data(inputs, weights, result, shared, self._rows[0])
-        run(loops.shared_task(0, self._bits), data, 1)
-        run(loops.block_task(0, self._bits), data, data[loops.PARTS])
+        run(loops.shared_task(False, self._bits), data, 1)
+        run(loops.block_task(False, self._bits), data, data[loops.PARTS])
         return result
 
     def backward(
@@ -142,11 +142,11 @@ class Runner:
         sums = inputs.new_zeros(data[loops.PARTS], len(weights), self._slopes)
         data[loops.SUMS] = sums.data_ptr()
         data[loops.TO_INPUTS] = 0 if to_inputs is None else to_inputs.data_ptr()
-        run(loops.shared_task(0, self._bits), data, 1)
-        run(loops.block_task(1, self._bits), data, data[loops.PARTS])
+        run(loops.shared_task(False, self._bits), data, 1)
+        run(loops.block_task(True, self._bits), data, data[loops.PARTS])
         if to_weights is not None:
             data[loops.TO_WEIGHTS] = to_weights.data_ptr()
-            run(loops.shared_task(1, self._bits), data, 1)
+            run(loops.shared_task(True, self._bits), data, 1)
         return to_inputs, to_weights
 
 

@@ -1,14 +1,13 @@
 """Contractions wire by wire on the CPU's compiled loops, as torch operators.
 
-With the `fast` extra (numba) a program of sums runs on blocks of patches that stay in cache, taken straight from the
+With the `fast` extra (llvmlite) a program of sums runs on blocks of patches that stay in cache, taken straight from the
 images. The coefficients come from the weights by the same loops: what are patches there are filters here.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qconv.backends.fused import Eager, feature_taps, numba_installed, watched
+from qconv.backends.operators import apply
+from qconv.backends.operators import register as register_circuit
 from qconv.backends.protocol import Plain
 from qconv.backends.sums import Program
 from qconv.backends.sweeps import Contraction
 from qconv.backends.threads import run
 from qconv.backends.train_code import Codes, Whole
-from qconv.patches import Geometry, pad
+from qconv.patches import Geometry
 
 _GRAIN = 400_000  # terms worth a thread of their own, some microseconds
 _MOST_PARTS = 32
@@ -90,7 +90,8 @@ class Loops:
         data[loops.TABLE] = block * len(self._taps)
         data[loops.SLOPES] = data[loops.TABLE] + block * code.slots
         data[loops.KEPT] = data[loops.SLOPES] + (block * back.slots if backward else 0)
-        data[loops.ROOM] = data[loops.KEPT] + (lanes * filters * program.coefficients if backward else 0)
+        data[loops.END] = data[loops.KEPT] + (lanes * filters * program.coefficients if backward else 0)
+        data[loops.ROOM] = -(-data[loops.END] // lanes) * loops.BYTES
         # Patches of one image may share pixels, whose gradients no two parts may add to.
         alone = not (backward and any(self._reach))
         data[loops.UNIT] = block if alone else rows * columns
@@ -218,9 +219,6 @@ class Convolution:
         return to_images, None if rest is None else self._kernel.to_weights(rest, weights)
 
 
-_KERNELS: dict[str, Kernel] = {}
-
-
 def register(contraction: Contraction, text: str) -> str | None:
     """Key of a circuit's kernel, or None where the compiled loops do not apply.
 
@@ -228,107 +226,16 @@ def register(contraction: Contraction, text: str) -> str | None:
         contraction: The circuit's programs.
         text: What tells it from all others: its text and its noise.
     """
-    if not numba_installed():
-        return None
-    key = hashlib.sha256(text.encode()).hexdigest()
-    if key not in _KERNELS:
-        _KERNELS[key] = Kernel(contraction)
-    return key
-
-
-@lru_cache(maxsize=256)
-def convolution(key: str, taps: tuple[int, ...], stride: tuple[int, int], groups: int, outs: int) -> Convolution:
-    """The convolution of a registered kernel on a geometry."""
-    return Convolution(_KERNELS[key], taps, stride, groups, outs)
-
-
-# torch.compile and export see operators that they need not look into.
-@torch.library.custom_op("qconv::train_convolution", mutates_args=())
-def train_convolution(
-    images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
-) -> Tensor:
-    """See Convolution.forward."""
-    return convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs).forward(images, weights)
-
-
-@train_convolution.register_fake
-def _(images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int) -> Tensor:
-    return images.new_empty(convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs).output_shape(images))
-
-
-@torch.library.custom_op("qconv::train_convolution_backward", mutates_args=())
-def train_convolution_backward(
-    grad: Tensor, images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
-) -> tuple[Tensor, Tensor]:
-    """See Convolution.backward."""
-    kernel = convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs)
-    return cast(tuple[Tensor, Tensor], kernel.backward(grad, images, weights))
-
-
-@train_convolution_backward.register_fake
-def _(
-    grad: Tensor, images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
-) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(images, memory_format=torch.contiguous_format),
-        torch.empty_like(weights, memory_format=torch.contiguous_format),
-    )
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, weights, *ctx.plan = inputs
-    ctx.save_for_backward(images, weights)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return (*train_convolution_backward(grad, *ctx.saved_tensors, *ctx.plan), None, None, None, None, None)
-
-
-train_convolution.register_autograd(_backward, setup_context=_setup)
-
-
-@lru_cache(maxsize=256)
-def _planned(key: str, geometry: Geometry, channels: int, groups: int, outs: int) -> Convolution:
-    return convolution(key, tuple(feature_taps(geometry, channels)), geometry.stride, groups, outs)
-
-
-def _apply(
-    key: str | None, padded: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
-) -> Tensor | None:
-    if key is None or not padded.is_cpu or torch._C._are_functorch_transforms_active():
-        return None
-    channels = padded.shape[1] // groups
-    if torch.compiler.is_compiling():
-        taps, stride = feature_taps(geometry, channels), list(geometry.stride)
-        return cast(Tensor, train_convolution(padded, weights, key, taps, stride, groups, outs))
-    if watched(padded, weights):
-        return None
-    kernel = _planned(key, geometry, channels, groups, outs)
-    if torch.is_grad_enabled() and (padded.requires_grad or weights.requires_grad):
-        result: Tensor = Eager.apply(padded, weights, kernel, plain)  # type: ignore[no-untyped-call]
-        return result
-    return kernel.forward(padded, weights)
-
-
-def convolve(
-    key: str | None, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
-) -> Tensor | None:
-    """Convolve by the compiled loops, or None where they do not apply; see Convolving.
-
-    Args:
-        key: Of a registered kernel; None for none.
-        images, weights, geometry, groups, outs, plain: As Convolving has them.
-    """
-    return _apply(key, pad(images, geometry), weights, geometry, groups, outs, plain)
+    return register_circuit("sums", text, lambda: partial(Convolution, Kernel(contraction)))
 
 
 def evaluate(key: str | None, inputs: Tensor, weights: Tensor, observables: int, plain: Plain) -> Tensor | None:
-    """Values (P, F, observables) of inputs (P, n_inputs) and weights (F, n_weights), or None; see convolve."""
+    """Values (P, F, observables) of inputs (P, n_inputs) and weights (F, n_weights), or None; see apply."""
     filters = weights.shape[0]
 
     def rows(image: Tensor, weights: Tensor) -> Tensor:
         return _as_image(plain(image[0, :, 0].t(), weights).flatten(1))
 
     # An image of one row, whose channels are the features: patches come laid out feature by feature.
-    values = _apply(key, _as_image(inputs), weights, Geometry((1, 1)), 1, filters * observables, rows)
+    values = apply(key, _as_image(inputs), weights, Geometry((1, 1)), 1, filters * observables, rows)
     return None if values is None else values[0, :, 0].t().reshape(inputs.shape[0], filters, observables)

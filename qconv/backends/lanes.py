@@ -1,27 +1,22 @@
 """Vector code for the compiled loops: what an LLVM loop vectorizer finds by luck is written down here.
 
-A kernel's inner part is a Python function that emits operations on whole vectors (numbers of as many patches), sizes
-known, every loop over features unrolled: products stay in registers. The loops around it are ordinary numba. LLVM
-cuts the vectors into what the machine has.
+A Python function emits operations on whole vectors (numbers of as many patches), sizes known, every loop over features
+unrolled: products stay in registers. LLVM cuts the vectors into what the machine has.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils as _cgutils
-from numba.extending import intrinsic
-
-cgutils: Any = _cgutils  # numba has no types here
 
 BYTES = 64  # of a vector: one AVX-512 register, two of AVX2, four of NEON
 _FUSE = ("contract", "reassoc", "nsz")
+
+_WHOLE = ir.IntType(64)
 
 Value = Any  # an LLVM value
 
@@ -31,14 +26,14 @@ class Lanes:
 
     Args:
         builder: Where the code goes.
-        number: numba's float32 or float64.
+        bits: 32 or 64, of a float.
         size: Numbers in a vector; None for BYTES bytes of them.
     """
 
-    def __init__(self, builder: Any, number: Any, size: int | None = None) -> None:
-        self.builder, self.number = builder, number
-        self.scalar = ir.FloatType() if number.bitwidth == 32 else ir.DoubleType()
-        self.size = size or BYTES * 8 // int(number.bitwidth)
+    def __init__(self, builder: Any, bits: int, size: int | None = None) -> None:
+        self.builder, self.bits = builder, bits
+        self.scalar = ir.FloatType() if bits == 32 else ir.DoubleType()
+        self.size = size or BYTES * 8 // bits
         self.type = ir.VectorType(self.scalar, self.size)
 
     def constant(self, value: float) -> Value:
@@ -52,11 +47,11 @@ class Lanes:
     def load(self, pointer: Value, offset: Value = 0) -> Value:
         """A vector from `offset` numbers behind a pointer."""
         place = self._place(pointer, offset, self.type)
-        return self.builder.load(place, align=self.number.bitwidth // 8, typ=self.type)
+        return self.builder.load(place, align=self.bits // 8, typ=self.type)
 
     def store(self, value: Value, pointer: Value, offset: Value = 0) -> None:
         """A vector to `offset` numbers behind a pointer."""
-        self.builder.store(value, self._place(pointer, offset, self.type), align=self.number.bitwidth // 8)
+        self.builder.store(value, self._place(pointer, offset, self.type), align=self.bits // 8)
 
     def read(self, pointer: Value, offset: Value = 0) -> Value:
         """One number, as a scalar."""
@@ -64,9 +59,15 @@ class Lanes:
 
     def whole(self, pointer: Value, index: Value) -> Value:
         """An int64 from an array of them."""
-        kind = ir.IntType(64)
-        place = self.builder.gep(pointer, [index], source_etype=kind)
-        return self.builder.load(place, typ=kind)
+        index = self.index(index) if isinstance(index, int) else index
+        return self.builder.load(self.builder.gep(pointer, [index], source_etype=_WHOLE), typ=_WHOLE)
+
+    def fixed(self, pointer: Value, index: Value) -> Value:
+        """The same from an array that nothing changes as long as the code runs."""
+        value = self.whole(pointer, index)
+        # Else it would be read again after every store, which might have been to it.
+        value.set_metadata("invariant.load", self.builder.module.add_metadata([]))
+        return value
 
     def write(self, value: Value, pointer: Value, offset: Value = 0) -> None:
         """One number, to `offset` numbers behind a pointer."""
@@ -103,19 +104,24 @@ class Lanes:
 
     def sum(self, vector: Value) -> Value:
         """The sum over the lanes, as a scalar, added in pairs."""
-        function = ir.FunctionType(self.scalar, [self.scalar, self.type])
-        name = f"llvm.vector.reduce.fadd.v{self.size}f{self.number.bitwidth}"
-        callee = cgutils.get_or_insert_function(self.builder.module, function, name)
+        name = f"llvm.vector.reduce.fadd.v{self.size}f{self.bits}"
+        callee = self._function(name, self.scalar, [self.scalar, self.type])
         return self.builder.call(callee, [ir.Constant(self.scalar, 0.0), vector], fastmath=_FUSE)
 
     def _call(self, name: str, *arguments: Value) -> Value:
-        function = ir.FunctionType(self.type, [self.type] * len(arguments))
-        full = f"llvm.{name}.v{self.size}f{self.number.bitwidth}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, full), arguments)
+        name = f"llvm.{name}.v{self.size}f{self.bits}"
+        return self.builder.call(self._function(name, self.type, [self.type] * len(arguments)), arguments)
+
+    def _function(self, name: str, result: Value, arguments: list[Value]) -> Value:
+        module = self.builder.module
+        if name not in module.globals:
+            ir.Function(module, ir.FunctionType(result, arguments), name)
+        return module.globals[name]
 
     def variable(self, value: Value) -> Value:
         """A place that a loop may change with `builder.store`; it becomes a register."""
-        place = cgutils.alloca_once(self.builder, value.type)
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(value.type)
         self.builder.store(value, place)
         return place
 
@@ -129,7 +135,7 @@ class Lanes:
 
     def index(self, number: int) -> Value:
         """A constant for computing with indices."""
-        return ir.Constant(ir.IntType(64), number)
+        return ir.Constant(_WHOLE, number)
 
     def vectors(self, count: Value) -> Value:
         """Whole vectors in so many numbers."""
@@ -142,10 +148,19 @@ class Lanes:
     @contextmanager
     def loop(self, count: Value) -> Iterator[Value]:
         """Repeat what is emitted inside for index 0 to count - 1."""
-        if isinstance(count, int):
-            count = self.index(count)
-        with cgutils.for_range(self.builder, count) as step:
-            yield step.index
+        b = self.builder
+        before, head = b.block, b.append_basic_block()
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(_WHOLE)
+        index.add_incoming(self.index(0), before)
+        body, end = b.append_basic_block(), b.append_basic_block()
+        b.cbranch(b.icmp_signed("<", index, self.index(count) if isinstance(count, int) else count), body, end)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, self.index(1), flags=("nsw",)), b.block)
+        b.branch(head)
+        b.position_at_end(end)
 
     def times(self, index: Value, factor: int) -> Value:
         """An index times a constant."""
@@ -161,7 +176,7 @@ class Lanes:
 
     def from_lane(self, vector: Value, first: Value) -> Value:
         """The vector with zeros in the lanes before an index."""
-        indices = ir.VectorType(ir.IntType(64), self.size)
+        indices = ir.VectorType(_WHOLE, self.size)
         b, undefined = self.builder, ir.Constant(indices, ir.Undefined)
         one = b.insert_element(undefined, first, ir.Constant(ir.IntType(32), 0))
         chosen = b.icmp_signed(
@@ -180,7 +195,7 @@ class Lanes:
         # Exact: no rounding in 0.5 * quarter nor, up to huge angles, in the difference.
         t = self.mul(self.fms(quarter, self.constant(0.5), turns), self.constant(math.pi))
         u = self.mul(t, t)
-        single = self.number.bitwidth == 32
+        single = self.bits == 32
         sine = self._series(u, [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 5 if single else 9)])
         cosine = self._series(u, [(-1) ** k / math.factorial(2 * k) for k in range(1, 6 if single else 10)])
         sine = self.fma(self.mul(sine, u), t, t)
@@ -198,35 +213,3 @@ class Lanes:
         for factor in reversed(factors[:-1]):
             result = self.fma(result, u, self.constant(factor))
         return result
-
-
-def vector_code(emit: Callable[..., None]) -> Any:
-    """A function for compiled loops, from one that emits its code.
-
-    Args:
-        emit: emit(lanes, *arguments); arrays come as pointers to their first number, constants as Python integers,
-            all else as values. The type of number is that of the first array.
-    """
-
-    def typing(typingctx: Any, *arguments: Any) -> Any:
-        number = next(kind.dtype for kind in arguments if isinstance(kind, types.Array))
-
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            given = [
-                kind.literal_value
-                if isinstance(kind, types.IntegerLiteral)
-                else context.make_array(kind)(context, builder, value).data
-                if isinstance(kind, types.Array)
-                else value
-                for kind, value in zip(signature.args, values, strict=True)
-            ]
-            emit(Lanes(builder, number), *given)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), code
-
-    typing.__name__ = typing.__qualname__ = emit.__name__
-    typing.__doc__ = emit.__doc__
-    # numba counts arguments by the signature it sees.
-    typing.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]
-    return intrinsic(prefer_literal=True)(typing)

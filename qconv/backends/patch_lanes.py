@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from qconv.backends.lanes import Lanes, Value, vector_code
+from qconv.backends.lanes import Lanes, Value
 
 LANES = 32  # blocks are filled up to a multiple of this many patches
 
@@ -67,8 +67,7 @@ def _load_features(lanes: Lanes, wires: int, angles: int, turning: Value, rows: 
     return by_wire, [_wire_features(lanes, own) for own in by_wire]
 
 
-@vector_code
-def turn(lanes: Lanes, pixels: Any, waves: Any, taps: Any, turning: Any, stride: Any, size: Any) -> None:
+def turn(lanes: Lanes, pixels: Value, waves: Value, taps: Value, turning: Value, stride: Value, size: Value) -> None:
     """turning (taps, 2, size): sine and cosine of pi (scale * pixel + offset), from pixels (taps, size)."""
     with lanes.loop(taps) as k:
         scale = lanes.spread(lanes.read(waves, lanes.times(k, 2)))
@@ -91,23 +90,22 @@ def _row(lanes: Lanes, matrix: Value, a: int, v: list[Value]) -> Value:
     return total
 
 
-@vector_code
 def evaluate(
     lanes: Lanes,
-    left: Any,
-    right: Any,
-    angles: Any,
-    turning: Any,
-    rows: Any,
-    matrices: Any,
-    outs: Any,
-    out: Any,
-    stride: Any,
-    size: Any,
+    left: int,
+    right: int,
+    angles: int,
+    turning: Value,
+    rows: Value,
+    matrices: Value,
+    outs: Value,
+    out: Value,
+    stride: Value,
+    size: Value,
 ) -> None:
     """Fills out (outs, size) from matrices (outs, n_left, n_right) and the sines and cosines at `rows` of turning."""
     # Two vectors at a time share each coefficient that is read.
-    lanes = Lanes(lanes.builder, lanes.number, LANES)
+    lanes = Lanes(lanes.builder, lanes.bits, LANES)
     with lanes.loop(lanes.vectors(size)) as tile:
         place = lanes.times(tile, lanes.size)
         _, features = _load_features(lanes, left + right, angles, turning, rows, place)
@@ -120,18 +118,17 @@ def evaluate(
             lanes.store(total, out, lanes.plus(lanes.builder.mul(r, stride), place))
 
 
-@vector_code
 def keep_products(
     lanes: Lanes,
-    left: Any,
-    right: Any,
-    angles: Any,
-    turning: Any,
-    rows: Any,
-    kept_u: Any,
-    kept_v: Any,
-    stride: Any,
-    size: Any,
+    left: int,
+    right: int,
+    angles: int,
+    turning: Value,
+    rows: Value,
+    kept_u: Value,
+    kept_v: Value,
+    stride: Value,
+    size: Value,
 ) -> None:
     """u (n_left, size) and v (n_right, size) without their first rows, the constants."""
     with lanes.loop(lanes.vectors(size)) as tile:
@@ -142,21 +139,20 @@ def keep_products(
                 lanes.store(product, kept, lanes.plus(lanes.builder.mul(stride, lanes.index(k)), place))
 
 
-@vector_code
 def pull_back(
     lanes: Lanes,
-    left: Any,
-    right: Any,
-    angles: Any,
-    turning: Any,
-    rows: Any,
-    waves: Any,
-    matrices: Any,
-    outs: Any,
-    grad: Any,
-    to_pixels: Any,
-    stride: Any,
-    size: Any,
+    left: int,
+    right: int,
+    angles: int,
+    turning: Value,
+    rows: Value,
+    waves: Value,
+    matrices: Value,
+    outs: Value,
+    grad: Value,
+    to_pixels: Value,
+    stride: Value,
+    size: Value,
 ) -> None:
     """Fills to_pixels (wires * angles, size), the pixels' gradients, from grad (outs, size)."""
     with lanes.loop(lanes.vectors(size)) as tile:
@@ -202,9 +198,17 @@ def _to_angles(lanes: Lanes, waves: list[tuple[Value, Value]], slopes: list[Valu
     return [first, lanes.mul(second, sine)]
 
 
-@vector_code
 def add_outer(
-    lanes: Lanes, n_left: Any, n_right: Any, u: Any, v: Any, grad: Any, outs: Any, out: Any, stride: Any, size: Any
+    lanes: Lanes,
+    n_left: int,
+    n_right: int,
+    u: Value,
+    v: Value,
+    grad: Value,
+    outs: Value,
+    out: Value,
+    stride: Value,
+    size: Value,
 ) -> None:
     """Adds sum_p grad[r, p] u[a, p] v[k, p] to out (outs, n_left, n_right)."""
     # So many sums at a time as fit in registers.

@@ -21,17 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 from qconv.backends.lanes import Lanes, Value
-
-INTEGER = ir.IntType(64)
-
-
-def integer(lanes: Lanes, table: Value, index: Value) -> Value:
-    """A number of a table of int64."""
-    index = lanes.index(index) if isinstance(index, int) else index
-    return lanes.builder.load(lanes.builder.gep(table, [index], source_etype=INTEGER), typ=INTEGER)
 
 
 def times(lanes: Lanes, unitary: list[Value], pair: list[Value]) -> list[Value]:
@@ -102,7 +92,7 @@ class Tiles:
         lanes = self.lanes
         with lanes.loop(count) as k:
             start = lanes.plus(first, lanes.times(k, size))
-            yield [integer(lanes, self.entries, lanes.plus(start, j)) for j in range(size)]
+            yield [lanes.fixed(self.entries, lanes.plus(start, j)) for j in range(size)]
 
     @contextmanager
     def _outside(self, start: Value, step: Value) -> Iterator[tuple[Value, Value, Value, Value]]:

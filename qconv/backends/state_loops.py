@@ -9,14 +9,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import types
 
-from qconv.backends.lanes import BYTES, Lanes, Value, vector_code
-from qconv.backends.state_lanes import INTEGER, Tiles, generator, integer, inverse, times
+from qconv.backends.lanes import Lanes, Value
+from qconv.backends.state_lanes import Tiles, generator, inverse, times
 from qconv.backends.state_program import (
     COLUMNS,
     COUNT,
@@ -34,42 +31,24 @@ from qconv.backends.state_program import (
     WAVE,
     WEIGHT,
 )
-from qconv.backends.tasks import SOURCES, at, carray, take, task, task_data
+from qconv.backends.tasks import OWN, Data, Task, task
+from qconv.backends.tasks import PARTS as PARTS
+from qconv.backends.threads import ROOM as ROOM
 
-# Numbers of a task's int64 data, see threads.py. Pointers are addresses, steps are in numbers.
-TAKEN, PARTS, CHUNK, PATCHES, FILTERS = 0, 1, 2, 3, 4  # a part is CHUNK patches
-INPUTS, INPUT_STEP, INPUT_NEXT = 5, 6, 7  # pointer to inputs, steps to the next patch and the next feature
-WEIGHTS, WEIGHT_STEP, WEIGHT_NEXT = 8, 9, 10  # pointer to weights, steps to the next filter and the next weight
-OUT, OUT_STEP, OUT_FILTER, OUT_NEXT = 11, 12, 13, 14  # result or its gradient; steps to the next patch, filter, value
-TO_INPUTS, TO_WEIGHTS = 15, 16  # pointers to (n_inputs, PATCHES), or 0 if not wanted, and (FILTERS, N_WEIGHTS)
-SHARED, SUMS = 17, 18  # pointers to (FILTERS, SHARED_LENGTH) and, g summed over patches, (PARTS, FILTERS, SUMS_LENGTH)
-TILES, STRIDE = 19, 20  # tiles in a block, numbers in a tile
-CALL = 21  # so many numbers belong to a call, the others to a circuit
-SHARED_LENGTH, SUMS_LENGTH, WIRES, N_WEIGHTS = 21, 22, 23, 24
-WAVES, WAVE_INPUTS, WAVE_NUMBERS = 25, 26, 27  # angles that read features: how many, which ones, (scale, offset)
-CHAINS, CHAIN_TABLE, CHAIN_WAVES, GATE_TABLE, GATE_NUMBERS, ENTRIES = 28, 29, 30, 31, 32, 33  # see state_program
-READS, READ_TABLE = 34, 35  # observables, pointer to (READS, 4): first entry, added, less, constant
-LENGTH = 36
-
-
-class _Data:
-    """A task's numbers, and what they point to."""
-
-    def __init__(self, lanes: Lanes, data: Value) -> None:
-        self._lanes, self._data = lanes, data
-
-    def __getitem__(self, field: int) -> Value:
-        return integer(self._lanes, self._data, field)
-
-    def floats(self, field: int) -> Value:
-        """Pointer to floats."""
-        return self._lanes.builder.inttoptr(self[field], self._lanes.scalar.as_pointer())
-
-    def table(self, field: int, row: Value, columns: int) -> list[Value]:
-        """A row of a table of integers."""
-        lanes = self._lanes
-        pointer = lanes.builder.inttoptr(self[field], INTEGER.as_pointer())
-        return [integer(lanes, pointer, lanes.plus(lanes.times(row, columns), k)) for k in range(columns)]
+# Numbers of a task's int64 data, see tasks.py. Pointers are addresses, steps are in numbers.
+CHUNK, PATCHES, FILTERS = range(OWN, OWN + 3)  # a part is CHUNK patches
+INPUTS, INPUT_STEP, INPUT_NEXT = range(8, 11)  # pointer to inputs, steps to the next patch and the next feature
+WEIGHTS, WEIGHT_STEP, WEIGHT_NEXT = range(11, 14)  # pointer to weights, steps to the next filter and the next weight
+OUT, OUT_STEP, OUT_FILTER, OUT_NEXT = range(14, 18)  # result or its gradient; steps to the next patch, filter, value
+TO_INPUTS, TO_WEIGHTS = 18, 19  # pointers to (n_inputs, PATCHES), or 0 if not wanted, and (FILTERS, N_WEIGHTS)
+SHARED, SUMS = 20, 21  # pointers to (FILTERS, SHARED_LENGTH) and, g summed over patches, (PARTS, FILTERS, SUMS_LENGTH)
+TILES, STRIDE = 22, 23  # tiles in a block, numbers in a tile
+CALL = 24  # so many numbers belong to a call, the others to a circuit
+SHARED_LENGTH, SUMS_LENGTH, WIRES, N_WEIGHTS = range(CALL, CALL + 4)
+WAVES, WAVE_INPUTS, WAVE_NUMBERS = range(28, 31)  # angles that read features: how many, which ones, (scale, offset)
+CHAINS, CHAIN_TABLE, CHAIN_WAVES, GATE_TABLE, GATE_NUMBERS, ENTRIES = range(31, 37)  # see state_program
+READS, READ_TABLE = 37, 38  # observables, pointer to (READS, 4): first entry, added, less, constant
+LENGTH = 39
 
 
 class _Block:
@@ -81,17 +60,16 @@ class _Block:
     Args:
         lanes: Where the code goes.
         rows: Pointer to room for TILES tiles.
-        data: Pointer to a task's numbers.
+        data: A task's numbers.
         patch: Number of the first patch.
         patches: How many, at least 1.
     """
 
-    def __init__(self, lanes: Lanes, rows: Value, data: Value, patch: Value, patches: Value) -> None:
+    def __init__(self, lanes: Lanes, rows: Value, data: Data, patch: Value, patches: Value) -> None:
         b = lanes.builder
-        self.lanes, self.data, self.patch = lanes, _Data(lanes, data), patch
+        self.lanes, self.data, self.patch = lanes, data, patch
         count = b.udiv(lanes.plus(patches, lanes.size - 1), lanes.index(lanes.size))
-        entries = b.inttoptr(self.data[ENTRIES], INTEGER.as_pointer())
-        self.tiles = Tiles(lanes, rows, self.data[STRIDE], count, patches, entries)
+        self.tiles = Tiles(lanes, rows, self.data[STRIDE], count, patches, self.data.wholes(ENTRIES))
         self.wires = self.data[WIRES]
         self.size = b.shl(lanes.index(2), self.wires)
         self.chains = lanes.times(self.data[WAVES], 2 * lanes.size)
@@ -228,35 +206,25 @@ class _Block:
             tiles.scatter(slope, data.floats(TO_INPUTS), start, lanes.index(1), scale)
 
 
-@vector_code
-def _run_block(lanes: Lanes, backward: Any, rows: Any, data: Any, part: Any, patch: Any, patches: Any) -> None:
-    """A block from features to values, or back to slopes."""
-    block = _Block(lanes, rows, data, patch, patches)
-    if backward:
-        block.slopes_of_values(part)
-    else:
-        block.values()
-
-
 class _Walk:
     """The gates of one chain from last to first, in double precision: what all patches share."""
 
-    def __init__(self, lanes: Lanes, data: _Data, f: Value, weights: Value) -> None:
+    def __init__(self, lanes: Lanes, data: Data, f: Value, weights: Value) -> None:
         self.lanes, self.data, self.f, self.weights = lanes, data, f, weights
-        self.double = Lanes(lanes.builder, types.float64, 1)
+        self.double = Lanes(lanes.builder, 64, 1)
         # The product of the gates passed so far that read no feature.
         self.after = [self.double.variable(self.double.constant(value)) for value in (1, 0, 0, 0)]
 
     def number(self, pointer: Value, place: Value) -> Value:
         """A float of the layer's precision."""
         value = self.lanes.read(pointer, place)
-        single = self.lanes.number.bitwidth == 32
+        single = self.lanes.bits == 32
         return self.double.spread(self.lanes.builder.fpext(value, ir.DoubleType()) if single else value)
 
     def write(self, value: Value, pointer: Value, place: Value) -> None:
         """A float of the layer's precision."""
         scalar = self.lanes.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-        single = self.lanes.number.bitwidth == 32
+        single = self.lanes.bits == 32
         self.lanes.write(self.lanes.builder.fptrunc(scalar, ir.FloatType()) if single else scalar, pointer, place)
 
     def product(self) -> list[Value]:
@@ -272,7 +240,7 @@ class _Walk:
         with self.lanes.loop(chain[COUNT]) as k:
             place = b.sub(self.lanes.plus(b.add(chain[FIRST], chain[COUNT]), -1), k)
             kind, about, index = data.table(GATE_TABLE, place, 3)
-            pointer = b.inttoptr(data[GATE_NUMBERS], double.scalar.as_pointer())
+            pointer = data.doubles(GATE_NUMBERS)
             numbers = [double.broadcast(pointer, self.lanes.plus(self.lanes.times(place, 4), j)) for j in range(4)]
             one, zero = double.constant(1), double.constant(0)
             axis = [b.select(b.icmp_signed("==", about, self.lanes.index(j)), one, zero) for j in range(3)]
@@ -292,7 +260,7 @@ class _Walk:
                     double.set(part, value)
 
 
-def _prepare(lanes: Lanes, weights: Value, data: _Data) -> None:
+def _prepare(lanes: Lanes, weights: Value, data: Data) -> None:
     """Fills SHARED: of every chain the product of its gates that read no feature, the same turned about the axis of the
     first feature, and the axes of all features as they stand at its end."""
     b = lanes.builder
@@ -314,7 +282,7 @@ def _prepare(lanes: Lanes, weights: Value, data: _Data) -> None:
             walk.write(value, shared, lanes.index(k))
 
 
-def _finish(lanes: Lanes, weights: Value, data: _Data) -> None:
+def _finish(lanes: Lanes, weights: Value, data: Data) -> None:
     """Adds to TO_WEIGHTS from SUMS, part by part."""
     b = lanes.builder
     with lanes.loop(data[FILTERS]) as f, lanes.loop(data[CHAINS]) as c:
@@ -346,47 +314,43 @@ def _finish(lanes: Lanes, weights: Value, data: _Data) -> None:
                 walk.write(slope, data.floats(TO_WEIGHTS), target)
 
 
-@vector_code
-def _run_shared(lanes: Lanes, backward: Any, weights: Any, data: Any) -> None:
-    """What all patches share, or its slopes."""
-    (_finish if backward else _prepare)(lanes, weights, _Data(lanes, data))
+def _shared(lanes: Lanes, data: Data, backward: bool) -> None:
+    (_finish if backward else _prepare)(lanes, data.floats(WEIGHTS), data)
+
+
+def _blocks(lanes: Lanes, data: Data, backward: bool) -> None:
+    b, rows = lanes.builder, data.memory()
+    size = lanes.times(data[TILES], lanes.size)
+
+    def least(one: Value, other: Value) -> Value:
+        return b.select(b.icmp_signed("<", one, other), one, other)
+
+    with data.parts() as part:
+        first = b.mul(data[CHUNK], part)
+        last = least(data[PATCHES], b.add(first, data[CHUNK]))
+        with lanes.loop(b.udiv(lanes.plus(b.add(b.sub(last, first), size), -1), size)) as k:
+            patch = b.add(first, b.mul(k, size))
+            block = _Block(lanes, rows, data, patch, least(size, b.sub(last, patch)))
+            if backward:
+                block.slopes_of_values(part)
+            else:
+                block.values()
 
 
 @cache
-def shared_task(backward: int, bits: int) -> Any:
-    """Task that fills SHARED, or backward adds to TO_WEIGHTS.
+def shared_task(backward: bool, bits: int) -> Task:
+    """Task that fills SHARED, or backward adds to TO_WEIGHTS, in one call by one thread.
 
     Args:
-        backward: 0 or 1.
+        backward: Which of the two.
         bits: 32 or 64, of a float.
     """
-    sources = SOURCES
-
-    @task
-    def compiled(address: Any) -> None:
-        data = task_data(address, LENGTH, sources)
-        _run_shared(backward, carray(at(data[WEIGHTS], bits), (1,)), data)
-
-    return compiled
+    name = "states_finish" if backward else "states_prepare"
+    return task(lambda lanes, data: _shared(lanes, data, backward), name, bits)
 
 
 @cache
-def block_task(backward: int, bits: int) -> Any:
+def block_task(backward: bool, bits: int) -> Task:
     """Task that fills OUT, or backward adds to TO_INPUTS and SUMS from the gradient in OUT; for arguments see above."""
-    lanes, sources = 8 * BYTES // bits, SOURCES
-
-    @task
-    def compiled(address: Any) -> None:
-        data = task_data(address, LENGTH, sources)
-        memory = np.empty(data[TILES] * data[STRIDE] + lanes, carray(at(data[INPUTS], bits), (1,)).dtype)
-        # From the start of a cache line on: vectors that straddle two cost twice.
-        rows = memory[-memory.ctypes.data % BYTES * lanes // BYTES :]
-        block = data[TILES] * lanes
-        part = take(address)
-        while part < data[PARTS]:
-            last = min(data[PATCHES], data[CHUNK] * (part + 1))
-            for patch in range(data[CHUNK] * part, last, block):
-                _run_block(backward, rows, data, part, patch, min(block, last - patch))
-            part = take(address)
-
-    return compiled
+    name = "states_back" if backward else "states"
+    return task(lambda lanes, data: _blocks(lanes, data, backward), name, bits)

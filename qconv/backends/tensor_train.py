@@ -1,8 +1,8 @@
 """Shallow circuits on many wires: a product-encoded kernel as sums of products, contracted wire by wire.
 
 <O> = sum_P c_P(theta) prod_j b_{P_j}(x_j) as in fourier.py, but c is never formed: it is a tensor train whose cores
-are sparse, and what is left of the contraction is a program of sums (sweeps.py). It runs in compiled loops where numba
-is installed (fused_trains.py), in torch operations otherwise.
+are sparse, and what is left of the contraction is a program of sums (sweeps.py). It runs in compiled loops where the
+`fast` extra is installed (fused_trains.py), in torch operations otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends import fused_trains
+from qconv.backends import fused_trains, operators
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS, scaled
 from qconv.backends.costs import Call, Work
 from qconv.backends.fourier import split_encoding
@@ -60,7 +60,7 @@ class TrainCompiled:
         self, images: Tensor, weights: Tensor, geometry: Geometry, groups: int, outs: int, plain: Plain
     ) -> Tensor | None:
         """See Convolving."""
-        return fused_trains.convolve(self.fused, images, weights, geometry, groups, outs, plain)
+        return operators.convolve(self.fused, images, weights, geometry, groups, outs, plain)
 
     def plain(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """The same in torch operations."""

@@ -2,7 +2,7 @@
 
 torch keeps its OpenMP threads spinning between operations, so a second pool of ours would fight them for cores. A task
 here runs on the same ones: the call costs one or two microseconds. A task is compiled code, void task(int64 *data). It
-takes parts of the work until none are left; data[0] counts the parts taken.
+takes parts of the work until none are left. What its first numbers mean is said in tasks.py, which needs an extra.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-Task = Any  # a numba CFunc: void task(int64 *data)
+if TYPE_CHECKING:
+    from qconv.backends.tasks import Task
+
+MEMORY, ROOM = 3, 4  # of a task's numbers: where the threads' memory is, and bytes for each
 _IMPORTED_IN = os.getpid()
 
 
@@ -59,13 +62,16 @@ def run(task: Task, data: np.ndarray[Any, Any] | ctypes.Array[Any], most: int) -
     bit, on any number of threads.
 
     Args:
-        task: A compiled function of the address of `data`.
-        data: int64 numbers, the first one 0; what else they mean is the task's business.
+        task: Compiled code.
+        data: Its int64 numbers, those of parts taken and threads that came 0. MEMORY is filled in here.
         most: Threads that are worth waking, at most the parts there are.
     """
-    threads = min(most, available())
+    threads = max(1, min(most, available()))
+    # Begins at a cache line, as all of torch's memory does; each thread takes ROOM bytes.
+    memory = torch.empty(threads * int(data[ROOM]), dtype=torch.uint8)
+    data[MEMORY] = memory.data_ptr()
     address = data.ctypes.data if isinstance(data, np.ndarray) else ctypes.addressof(data)
-    if threads <= 1:
+    if threads == 1:
         _callable(task.address)(address)
         return
     fork_join = _fork_join()

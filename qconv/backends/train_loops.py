@@ -11,42 +11,33 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
-import numpy as np
-from llvmlite import ir
+from qconv.backends.lanes import BYTES, Lanes, Value
+from qconv.backends.tasks import OWN, Data, Task, task
+from qconv.backends.tasks import PARTS as PARTS
+from qconv.backends.threads import ROOM as ROOM
 
-from qconv.backends.lanes import BYTES, Lanes, Value, vector_code
-from qconv.backends.tasks import SOURCES, at, carray, take, task, task_data
-
-# Numbers of a task's int64 data, see threads.py. Pointers are addresses; arrays are contiguous.
-TAKEN, PARTS, UNIT, UNITS, PATCHES = 0, 1, 2, 3, 4  # patches come in UNITS units; a part is a number of whole ones
-IMAGES, IMAGE, GROUP, DOWN, ACROSS = 5, 6, 7, 8, 9  # pointer, and steps to the next image, group, patch below, patch
-OUT, OUT_IMAGE, OUT_GROUP, PLANE = 10, 11, 12, 13  # the result or its gradient; steps to the next image, group, output
-ROWS, COLUMNS = 14, 15  # of the patches of an image
-GROUPS, OUTS, FILTERS = 16, 17, 18  # filters of a group; of its FILTERS * RESULTS outputs the first OUTS are kept
-COEFFICIENTS, NUMBERS = 19, 20  # pointer to (GROUPS * FILTERS, NUMBERS)
-WAVES, WAVE_INPUTS, TURNS = 21, 22, 23  # how many; pointers to the inputs they read and (WAVES, 2) scale, offset
-CODE, SUMS, RESULTS, RESULT_SLOTS = 24, 25, 26, 27  # see train_code
-BACK_CODE, SLOPE_SLOTS = 28, 29  # the same of the slopes' table
-TABLE, SLOPES, KEPT, ROOM = 30, 31, 32, 33  # where in a thread's memory they start, after pixels, and where it ends
-TO_IMAGES, TO_COEFFICIENTS = 34, 35  # pointers to gradients (the latter's for every part), or 0 if not wanted
-INPUTS = 36  # how many; behind it, from LENGTH on, the place of each one's first pixel
-LENGTH = 37
+# Numbers of a task's int64 data, see tasks.py. Pointers are addresses; arrays are contiguous.
+UNIT, UNITS, PATCHES = range(OWN, OWN + 3)  # patches come in UNITS units; a part is a number of whole ones
+IMAGES, IMAGE, GROUP, DOWN, ACROSS = range(8, 13)  # pointer, and steps to the next image, group, patch below, patch
+OUT, OUT_IMAGE, OUT_GROUP, PLANE = range(13, 17)  # the result or its gradient; steps to the next image, group, output
+ROWS, COLUMNS = 17, 18  # of the patches of an image
+GROUPS, OUTS, FILTERS = 19, 20, 21  # filters of a group; of its FILTERS * RESULTS outputs the first OUTS are kept
+COEFFICIENTS, NUMBERS = 22, 23  # pointer to (GROUPS * FILTERS, NUMBERS)
+WAVES, WAVE_INPUTS, TURNS = 24, 25, 26  # how many; pointers to the inputs they read and (WAVES, 2) scale, offset
+CODE, SUMS, RESULTS, RESULT_SLOTS = range(27, 31)  # see train_code
+BACK_CODE, SLOPE_SLOTS = 31, 32  # the same of the slopes' table
+TABLE, SLOPES, KEPT, END = range(33, 37)  # where in a thread's memory they start, after pixels, and where it ends
+TO_IMAGES, TO_COEFFICIENTS = 37, 38  # pointers to gradients (the latter's for every part), or 0 if not wanted
+INPUTS = 39  # how many; behind it, from LENGTH on, the place of each one's first pixel
+LENGTH = 40
 
 FORWARD_TILE, BACKWARD_TILE = 8, 4  # vectors of patches in a block: few enough that what is worked on stays in cache
-
-_WHOLE = ir.IntType(64)
 
 
 def block(bits: int, backward: bool) -> int:
     """Patches in a block, for numbers of so many bits."""
     return (BACKWARD_TILE if backward else FORWARD_TILE) * BYTES * 8 // bits
-
-
-def _whole(lanes: Lanes, pointer: Value, offset: Value) -> Value:
-    """An int64 number."""
-    return lanes.builder.load(lanes.builder.gep(pointer, [offset], source_etype=_WHOLE), typ=_WHOLE)
 
 
 def _least(lanes: Lanes, a: Value, b: Value) -> Value:
@@ -63,7 +54,7 @@ class _Reader:
     def __call__(self) -> Value:
         place = self._lanes.value(self._place)
         self._lanes.set(self._place, self._lanes.plus(place, 1))
-        return _whole(self._lanes, self._code, place)
+        return self._lanes.fixed(self._code, place)
 
 
 class _Table:
@@ -99,31 +90,20 @@ class _Block:
 
     Args:
         lanes: Where the code goes.
-        data: Pointer to a task's numbers.
-        room: Pointer to a thread's memory.
+        data: A task's numbers.
         tile: Vectors in a block.
     """
 
-    def __init__(self, lanes: Lanes, data: Value, room: Value, tile: int) -> None:
+    def __init__(self, lanes: Lanes, data: Data, tile: int) -> None:
         self._lanes, self._data, self._tile = lanes, data, tile
-        # At the start of a cache line, so that no vector lies in two.
-        b = lanes.builder
-        line = b.and_(lanes.plus(b.ptrtoint(room, _WHOLE), BYTES - 1), lanes.index(-BYTES))
-        start = b.inttoptr(line, lanes.scalar.as_pointer())
+        self.floats, self.wholes = data.floats, data.wholes
+        start = data.memory()
         self._start, self.kept = start, lanes.move(start, self[KEPT])
         self.pixels = _Table(lanes, start, tile)
         self.table, self.slopes = (_Table(lanes, lanes.move(start, self[place]), tile) for place in (TABLE, SLOPES))
 
     def __getitem__(self, field: int) -> Value:
-        return _whole(self._lanes, self._data, self._lanes.index(field))
-
-    def floats(self, field: int) -> Value:
-        """Pointer to floats."""
-        return self._lanes.builder.inttoptr(self[field], self._lanes.scalar.as_pointer())
-
-    def wholes(self, field: int) -> Value:
-        """Pointer to whole numbers."""
-        return self._lanes.builder.inttoptr(self[field], _WHOLE.as_pointer())
+        return self._data[field]
 
     def clear(self, first: Value, last: Value) -> None:
         """Make a range of the memory, whole vectors, 0."""
@@ -181,7 +161,7 @@ class _Block:
         lanes, b = self._lanes, self._lanes.builder
         with self._runs(start, count, group) as (begin, length, pixel, _), lanes.loop(self[INPUTS]) as k:
             row = lanes.move(self.pixels.slot(k), begin)
-            memory = lanes.move(images, b.add(pixel, _whole(lanes, self._data, lanes.plus(k, LENGTH))))
+            memory = lanes.move(images, b.add(pixel, lanes.fixed(self._data.pointer, lanes.plus(k, LENGTH))))
             with lanes.loop(length) as j:
                 place = b.mul(j, self[ACROSS])
                 if gather:
@@ -196,7 +176,7 @@ class _Block:
         kept = _least(lanes, self[RESULTS], b.sub(self[OUTS], before))
         slots = self.wholes(SLOPE_SLOTS if backward else RESULT_SLOTS)
         with self._runs(start, count, group) as (begin, length, _, out), lanes.loop(kept) as k:
-            slot = (self.slopes if backward else self.table).slot(_whole(lanes, slots, k))
+            slot = (self.slopes if backward else self.table).slot(lanes.fixed(slots, k))
             row = lanes.move(slot, begin)
             memory = lanes.move(self.floats(OUT), b.add(out, b.mul(b.add(before, k), self[PLANE])))
             with lanes.loop(length) as j:
@@ -211,7 +191,7 @@ class _Block:
         self.table.fill(self.table.slot(lanes.index(0)), 1)
         with lanes.loop(self[WAVES]) as wave:
             scale, offset = (lanes.broadcast(turns, lanes.plus(lanes.times(wave, 2), k)) for k in (0, 1))
-            values = self.pixels.load(self.pixels.slot(_whole(lanes, self.wholes(WAVE_INPUTS), wave)))
+            values = self.pixels.load(self.pixels.slot(lanes.fixed(self.wholes(WAVE_INPUTS), wave)))
             both = [lanes.sine_cosine(lanes.fma(value, scale, offset)) for value in values]
             for k in (0, 1):
                 self.table.store(self.table.slot(lanes.plus(lanes.times(wave, 2), 1 + k)), [pair[k] for pair in both])
@@ -229,7 +209,7 @@ class _Block:
             turned = [
                 lanes.fms(b, s, lanes.mul(a, c)) for s, c, a, b in zip(sine, cosine, to_sine, to_cosine, strict=True)
             ]
-            pixels = self.pixels.slot(_whole(lanes, self.wholes(WAVE_INPUTS), wave))
+            pixels = self.pixels.slot(lanes.fixed(self.wholes(WAVE_INPUTS), wave))
             self.pixels.add(pixels, [scale] * self._tile, turned)
 
     def evaluate(self, coefficients: Value) -> None:
@@ -281,11 +261,9 @@ class _Block:
                     lanes.store(total, kept, place)
 
 
-@vector_code
-def _forward(lanes: Lanes, room: Any, data: Any, part: Any) -> None:
-    """A part of the result."""
-    block = _Block(lanes, data, room, FORWARD_TILE)
-    with block.blocks(part) as (start, count), lanes.loop(block[GROUPS]) as group:
+def _forward(lanes: Lanes, data: Data) -> None:
+    block = _Block(lanes, data, FORWARD_TILE)
+    with data.parts() as part, block.blocks(part) as (start, count), lanes.loop(block[GROUPS]) as group:
         block.gather(start, count, group)
         block.turn()
         with lanes.loop(block[FILTERS]) as f:
@@ -293,16 +271,21 @@ def _forward(lanes: Lanes, room: Any, data: Any, part: Any) -> None:
             block.move_outputs(start, count, group, f, backward=False)
 
 
-@vector_code
-def _backward(lanes: Lanes, room: Any, data: Any, part: Any) -> None:
+def _backward(lanes: Lanes, data: Data) -> None:
+    block = _Block(lanes, data, BACKWARD_TILE)
+    with data.parts() as part:
+        _pull_back(lanes, block, part)
+
+
+def _pull_back(lanes: Lanes, block: _Block, part: Value) -> None:
     """A part of the gradient of images, and of that of coefficients."""
-    b, block = lanes.builder, _Block(lanes, data, room, BACKWARD_TILE)
+    b = lanes.builder
     filters = b.mul(block[GROUPS], block[FILTERS])
     numbers = b.mul(filters, block[NUMBERS])
     none = lanes.index(0)
     # Pixels too: what is beyond the last patch has the slope 0, but times NaN that would not be 0.
     block.clear(none, block[TABLE])
-    block.clear(block[SLOPES], block[ROOM])
+    block.clear(block[SLOPES], block[END])
     with block.blocks(part) as (start, count), lanes.loop(block[GROUPS]) as group:
         block.gather(start, count, group)
         block.turn()
@@ -324,28 +307,11 @@ def _backward(lanes: Lanes, room: Any, data: Any, part: Any) -> None:
 
 
 @cache
-def compiled_task(bits: int, backward: bool) -> Any:
+def compiled_task(bits: int, backward: bool) -> Task:
     """Task that fills OUT; or that adds to TO_IMAGES and fills each part's TO_COEFFICIENTS.
 
     Args:
         bits: 32 or 64, of a float.
         backward: Which of the two.
     """
-
-    sources = SOURCES
-
-    @task
-    def compiled(address: Any) -> None:
-        data = task_data(address, LENGTH, sources)
-        images = carray(at(data[IMAGES], bits), (1,))
-        room = np.empty(data[ROOM] + BYTES, images.dtype)
-        part = take(address)
-        while part < data[PARTS]:
-            # The other branch is never compiled.
-            if backward:
-                _backward(room, data, part)
-            else:
-                _forward(room, data, part)
-            part = take(address)
-
-    return compiled
+    return task(_backward, "sums_back", bits) if backward else task(_forward, "sums", bits)
