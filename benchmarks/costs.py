@@ -2,12 +2,14 @@
 
     python -m benchmarks.costs            # a table, and how often the fastest way was chosen
     python -m benchmarks.costs --fit      # and the model's constants anew, from these times
+    python -m benchmarks.costs --plain    # the ways that there are without the fast extra
 
 Run it from the root of the repository.
 """
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,8 +25,7 @@ from qconv import QuantumConv2d
 from qconv.backends.auto import AutoCompiled
 from qconv.backends.costs import WAYS, Call, Rates, seconds
 
-SIDE = 14  # output positions along a side of an image
-IMAGES = (1, 32)
+SHAPES = ((1, 14), (32, 14), (8, 27))  # images, output positions along a side of one
 
 
 def _reuploading(wires: int) -> Circuit:
@@ -46,6 +47,7 @@ def circuits() -> dict[str, Circuit]:
             ("strongly_entangling", 9, 3),
             ("heisenberg", 9, 2),
             ("strongly_entangling", 12, 2),
+            ("heisenberg", 12, 1),
         )
     }
     found["re-uploading 4 wires"] = _reuploading(4)
@@ -92,16 +94,16 @@ def _step(layer: QuantumConv2d, images: Tensor, training: bool) -> Callable[[], 
     return train if training else forward
 
 
-def measure(name: str, circuit: Circuit, batch: int, training: bool, rounds: int) -> list[Case]:
+def measure(name: str, circuit: Circuit, batch: int, side: int, training: bool, rounds: int) -> list[Case]:
     """All ways of one circuit, timed in turns."""
     torch.manual_seed(0)
-    height = circuit.n_inputs + SIDE - 1
-    images = torch.rand(batch, 1, height, SIDE, requires_grad=training)
+    height = circuit.n_inputs + side - 1
+    images = torch.rand(batch, 1, height, side, requires_grad=training)
     steps, works = {}, {}
     outputs = len(circuit.observables)
     whole = QuantumConv2d(1, outputs, (circuit.n_inputs, 1), kernel=circuit)._compile()
     assert isinstance(whole, AutoCompiled)
-    call = Call(batch * SIDE**2, 1, training, "cpu", True)
+    call = Call(batch * side**2, 1, training, "cpu", True)
     for way, compiled in whole.ways.items():
         layer = QuantumConv2d(1, outputs, (circuit.n_inputs, 1), kernel=circuit)
         layer._compiled = AutoCompiled(circuit, {way: compiled})
@@ -167,14 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timing; default 3")
     parser.add_argument("--fit", action="store_true", help="print the model's constants as these times give them")
+    parser.add_argument("--plain", action="store_true", help="hide the fast extra")
     arguments = parser.parse_args()
     console = Console(width=140)
+    if arguments.plain:
+        sys.modules["llvmlite"] = None  # type: ignore[assignment]
     cases = [
         case
         for name, circuit in circuits().items()
-        for batch in IMAGES
+        for batch, side in SHAPES
         for training in (False, True)
-        for case in measure(name, circuit, batch, training, arguments.rounds)
+        for case in measure(name, circuit, batch, side, training, arguments.rounds)
     ]
     show(console, cases)
     if arguments.fit:

@@ -156,16 +156,18 @@ class Verdict:
         bound = f"{'≥' if self.least else '≤'} {self.limit:g}"
         if self.value is None:
             return f"not measured ({bound})"
+        # A disturbed ratio proves nothing either way.
         mark = "?" if self.disturbed else ""
-        return f"{digits(self.value)}{mark} ({bound}) {'met' if self.met else 'MISSED'}"
+        return f"{digits(self.value)}{mark} ({bound}) {'met' if self.met else 'MISSED'}{mark}"
 
 
 def verdicts(record: Record) -> Iterator[Verdict]:
-    """Every goal, in the order of the table."""
+    """Every goal of the workloads measured, in the order of the table, and the single numbers."""
+    measured = record.workloads()
     for row in ROWS:
         for kernel in KERNELS:
             for workload in row.limits:
-                if kernel in WORKLOADS[workload].kernels:
+                if workload in measured and kernel in WORKLOADS[workload].kernels:
                     yield row.verdict(record, workload, kernel)
     for single in SINGLES:
         yield Verdict(single.what, "", "", single.value(record), single.limit, single.least)

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,13 @@ def compare(name: str, peer_name: str | None, rounds: int) -> Comparison:
     Raises:
         ValueError: If it does not: then there is nothing to compare.
     """
+    # An empty folder, so that every first call compiles.
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["QCONV_CACHE"] = cache
+        return _compare(name, peer_name, rounds)
+
+
+def _compare(name: str, peer_name: str | None, rounds: int) -> Comparison:
     workload = WORKLOADS[name]
     systems = own_systems(workload)
     peer = PEERS[peer_name](workload) if peer_name else None

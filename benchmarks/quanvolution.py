@@ -133,8 +133,13 @@ def main() -> None:
     report.show(console, "goals", report.goal_table(record))
     if not arguments.quick:
         report.show(console, "single numbers", report.single_table(record))
-    met = [verdict.met for verdict in verdicts(record)]
-    console.print(f"{met.count(True)} goals met, {met.count(False)} missed, {met.count(None)} not measured")
+    found = list(verdicts(record))
+    met = [verdict.met for verdict in found if not verdict.disturbed]
+    disturbed = sum(verdict.disturbed for verdict in found)
+    console.print(
+        f"{met.count(True)} goals met, {met.count(False)} missed, {disturbed} of disturbed rounds, "
+        f"{met.count(None)} not measured"
+    )
     if arguments.docs:
         report.write(record, arguments.docs)
 

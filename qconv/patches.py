@@ -102,10 +102,11 @@ class Geometry:
         Raises:
             ValueError: If the kernel does not fit into the padded image.
         """
-        sizes = []
+        sizes, margins = [], self.margins()
         for axis, size in enumerate((height, width)):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            padded = size + sum(self.margins()[axis])
+            before, after = margins[axis]
+            padded = size + before + after
             if padded < reach:
                 raise ValueError(
                     f"kernel reaches over {reach} pixels but the padded image has {padded} "
