@@ -92,7 +92,12 @@ class PatchConv2d(nn.Module):
                 f"the layer is {dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
                 "with .float(), and use torch.autocast for mixed precision"
             )
-        if images.ndim not in (3, 4) or images.shape[-3] != self.in_channels:
+        if images.ndim not in (3, 4):
+            raise ValueError(
+                f"images have {images.ndim} dimensions {tuple(images.shape)} but the layer takes 3 or 4: give (batch, "
+                f"{self.in_channels}, height, width), such as images[None, None] for a single gray one"
+            )
+        if images.shape[-3] != self.in_channels:
             raise ValueError(
                 f"layer has {self.in_channels} input channels but images have shape {tuple(images.shape)}: "
                 f"give (batch, {self.in_channels}, height, width)"

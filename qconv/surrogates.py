@@ -371,8 +371,8 @@ def surrogate(
     points = prod(spectrum.sizes)
     if points > MAX_COEFFICIENTS:
         raise ValueError(
-            f"the grid has {points} points (degrees {spectrum.degrees} of {circuit.n_inputs} inputs) but a surrogate "
-            f"takes up to {MAX_COEFFICIENTS}: use fewer inputs or fewer uploads"
+            f"circuit is a polynomial of {points} coefficients an observable (degrees {spectrum.degrees} of its "
+            f"{circuit.n_inputs} inputs) but up to {MAX_COEFFICIENTS} are kept: use fewer inputs or fewer uploads"
         )
     runner = load_backend(backend) if isinstance(backend, str) else backend
     compiled = runner.compile(circuit, shots=shots, noise=noise, seed=seed)

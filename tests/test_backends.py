@@ -488,7 +488,7 @@ BIG = Circuit(2, (Gate("RY", (0,), (Angle("input", 1),)), Gate("RX", (1,), (Angl
         (lambda x, w: simulate(BIG, x, w, backend="fourier", shots=10), "shots=10"),
         (lambda x, w: simulate(BIG, x, w, backend="statevector", shots=10), "use backend 'qiskit' or 'pennylane'"),
         (lambda x, w: simulate(BIG, x, w, backend="statevector", noise=NOISE), "use backend 'fourier', 'qiskit'"),
-        (lambda x, w: simulate(BIG, x, w, backend="pennylane", noise=NOISE), "use device 'default.mixed'"),
+        (lambda x, w: simulate(BIG, x, w, backend="pennylane", noise=NOISE), "device='default.mixed'"),
         (lambda x, w: simulate(BIG, x[:, :1], w), "takes 2 inputs but inputs have shape (3, 1)"),
         (lambda x, w: simulate(BIG, torch.cat([x, x], 1), w), "takes 2 inputs but inputs have shape (3, 4)"),
         (lambda x, w: simulate(BIG, x, torch.cat([w, w], 1)), "takes 3 weights but weights have shape (2, 6)"),

@@ -372,7 +372,7 @@ NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.1)),))
             lambda: QuantumConv2d(1, 4, 2)(torch.zeros(1, 3, 4, 4)),
             "1 input channels but images have shape (1, 3, 4, 4)",
         ),
-        (lambda: QuantumConv2d(1, 4, 2)(torch.zeros(4, 4)), "shape (4, 4)"),
+        (lambda: QuantumConv2d(1, 4, 2)(torch.zeros(4, 4)), "2 dimensions (4, 4)"),
         (lambda: QuantumConv2d(1, 4, 2)(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), "images are torch.uint8"),
         (
             lambda: QuantumConv2d(1, 4, 2)(torch.zeros(1, 1, 4, 4).double()),

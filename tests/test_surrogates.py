@@ -261,7 +261,7 @@ def many(n):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda b: surrogate(many(11), torch.zeros(0), b), "177147 points"),
+        (lambda b: surrogate(many(11), torch.zeros(0), b), "177147 coefficients"),
         (lambda b: surrogate(many(11), torch.zeros(0), b), "up to 65536"),
         (lambda b: surrogate(reading(Angle("input", 0), Angle("input", 0, pi)), torch.zeros(0), b), "3.14159"),
         (lambda b: surrogate(reading(Angle("weight", 0)), torch.zeros(1), b), "0 inputs"),

@@ -121,7 +121,7 @@ class PennylaneBackend:
         check_options(shots, noise, seed)
         if noise is not None and self.device != "default.mixed":
             raise Unsupported(
-                f"PennyLane device {self.device!r} was asked for noise: use device 'default.mixed', or backend "
-                "'fourier' or 'qiskit'"
+                f"PennyLane device {self.device!r} was asked for noise: use "
+                "backend=load_backend('pennylane', device='default.mixed'), or backend 'fourier' or 'qiskit'"
             )
         return PennylaneCompiled(circuit, self.device, self.options, shots, noise, seed)
