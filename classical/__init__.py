@@ -1,5 +1,6 @@
 """Conventional convolution made cheap. No qubits."""
 
+from classical.factorized import FactorizedConv2d, factorize
 from classical.integer import IntegerConv2d, IntegerLinear, integer_twin
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.quantizers import Quantizer, quantizer, quantizer_names
@@ -8,11 +9,13 @@ from classical.quantizers import Quantizer, quantizer, quantizer_names
 QCONV_SENTINEL = "qconv"
 
 __all__ = [
+    "FactorizedConv2d",
     "IntegerConv2d",
     "IntegerLinear",
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "factorize",
     "integer_twin",
     "quantizer",
     "quantizer_names",
