@@ -11,9 +11,12 @@ for _module in (_circuits, _classical):
         )
 
 from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
+from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear  # noqa: E402
 from qconv.layers import FourierConv2d, QuantumConv2d  # noqa: E402
+from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear  # noqa: E402
 from qconv.simulation import simulate  # noqa: E402
 from qconv.surrogates import Surrogate, surrogate  # noqa: E402
+from qconv.tensor_layers import TensorNetworkConv2d  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -21,8 +24,13 @@ __all__ = [
     "Backend",
     "Compiled",
     "FourierConv2d",
+    "ProbabilisticBinaryConv2d",
+    "ProbabilisticBinaryLinear",
     "QuantumConv2d",
+    "QuantumDeformedConv2d",
+    "QuantumDeformedLinear",
     "Surrogate",
+    "TensorNetworkConv2d",
     "Unsupported",
     "backend_names",
     "load_backend",

@@ -1,0 +1,527 @@
+"""Quantum-deformed layers: inputs and weights are qubits, turned by trainable gates before agreements are counted.
+
+An input qubit carries the bit of mean h, in the pure state with coherence X = sqrt(1 - h^2) between 0 and 1, or in the
+mixture without. Let S be the operator of its bit, with values -1 and +1, and X the flip. A gate Q on an input and a
+weight qubit turns their agreement S (x) S into Q^+ (S (x) S) Q. Traced over the weight, it is an observable of the
+input qubit alone, c0 + c1 X + c2 S, and any with eigenvalues in [-1, 1] can be had. So a synapse's gate and weight are
+three real numbers: eigenvalues tanh(d + w) and tanh(d - w), and an angle a of its axis. The agreement is again a bit,
+of mean m = c0 + c1 X + c2 h, and independent of the other synapses': a neuron's law is Poisson-binomial, with moments
+sum m and N - sum m^2. Squares of m are polynomials of h and X, so both moments are ordinary convolutions of maps.
+
+"neighbors" entangles the inputs in pairs first, by a gate of SO(4) for each output and pair. The two agreements of a
+pair are then correlated, pairs stay independent. Traceless real symmetric operators of two qubits are 3x3 matrices T on
+which SO(4) acts by rotations from both sides, T -> R_1 T R_2^T (it is SU(2) x SU(2) up to a sign): with
+e = SX, the antisymmetric matrix of two, the generators are J = (S(x)e, X(x)e, -e(x)1) and K = (1(x)e, e(x)X, e(x)S),
+and T_ab stands for -J_a K_b = [[S1, -XS, XX], [X1, SS, -SX], [ee, -1X, -1S]]. A product state reads each entry as a
+product of h or X of both qubits, and ee, whose mean is 0 in real states, not at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import gcd, pi
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from circuits.circuit import Circuit
+from circuits.naming import unknown
+from qconv.binary_laws import operations, transverse
+from qconv.deformed_circuit import count_threshold, neuron_angles, neuron_circuit
+from qconv.patches import Pair
+from qconv.probabilistic import (
+    BinaryNeurons,
+    ProbabilisticBinaryConv2d,
+    ProbabilisticBinaryLinear,
+    Terms,
+    monomial_operations,
+    monomials,
+)
+
+DEFORMATIONS = ("none", "input", "traceless", "pair", "neighbors")
+INPUTS = ("coherent", "mixed")
+
+# Monomials of one input after the constant: those of a mean, and those of its square.
+_LINEAR = {"coherent": ("h", "X"), "mixed": ("h",)}
+_SQUARE = {"coherent": ("h", "X", "hh", "hX"), "mixed": ("h", "hh")}
+
+
+def tiling(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Taps of a kernel, numbered row by row, in neighboring pairs: (first ones, second ones, what remains).
+
+    Columns 0-1, 2-3, ... of every row, row by row; then, if a column remains, its rows 0-1, 2-3, ...
+    """
+    grid = np.arange(height * width).reshape(height, width)
+    across, down = width // 2 * 2, height // 2 * 2 if width % 2 else 0
+    first = [grid[:, 0:across:2].ravel(), grid[0:down:2, across:].ravel()]
+    second = [grid[:, 1:across:2].ravel(), grid[1:down:2, across:].ravel()]
+    return np.concatenate(first), np.concatenate(second), grid[down:, across:].ravel()
+
+
+def _readout() -> NDArray[np.float64]:
+    """(9, 9): a flattened 3x3 matrix T -> its coefficients on (1, h, X) of one input times (1, h, X) of the other."""
+    table = np.zeros((3, 3, 3, 3))
+    for a, b, i, j, sign in (
+        *((0, 0, 1, 0, 1), (0, 1, 2, 1, -1), (0, 2, 2, 2, 1)),
+        *((1, 0, 2, 0, 1), (1, 1, 1, 1, 1), (1, 2, 1, 2, -1)),
+        *((2, 1, 0, 2, -1), (2, 2, 0, 1, -1)),
+    ):
+        table[a, b, i, j] = sign
+    return table.reshape(9, 9)
+
+
+def _squaring(inputs: str) -> NDArray[np.float64]:
+    """(n^4, m^2): products of two coefficients of a mean -> coefficients of its square, where X^2 = 1 - h^2.
+
+    A mean has coefficients on products of monomials of two inputs, n each, and its square on m each.
+    """
+    names, squares = ("1", *_LINEAR[inputs]), ("1", *_SQUARE[inputs])
+    table = np.zeros((len(names), len(names), len(squares)))
+    for i, left in enumerate(names):
+        for j, right in enumerate(names):
+            if left == right == "X":
+                table[i, j, 0], table[i, j, squares.index("hh")] = 1, -1
+            else:
+                product = "".join(sorted((left + right).replace("1", ""), reverse=True)) or "1"
+                table[i, j, squares.index(product)] = 1
+    both: NDArray[np.float64] = np.einsum("ikm,jln->ijklmn", table, table)
+    return both.reshape(len(names) ** 4, len(squares) ** 2)
+
+
+_READOUT = _readout()
+_SQUARING = {inputs: _squaring(inputs) for inputs in INPUTS}
+
+
+def _columns(a: Tensor, b: Tensor, c: Tensor, d: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns (..., 3) of the rotation of a quaternion a + b i + c j + d k of squared norm `norm`."""
+    f = 2 / norm
+    entries = (
+        (1 - f * (c * c + d * d), f * (b * c + a * d), f * (b * d - a * c)),
+        (f * (b * c - a * d), 1 - f * (b * b + d * d), f * (c * d + a * b)),
+        (f * (b * d + a * c), f * (c * d - a * b), 1 - f * (b * b + c * c)),
+    )
+    first, second, third = (torch.stack(column, dim=-1) for column in entries)
+    return first, second, third
+
+
+class _Deformed(BinaryNeurons):
+    """What deformed layers share: the parameters of the gates, and the moments that they give."""
+
+    first: Tensor
+    second: Tensor
+    rest: Tensor
+    angle: nn.Parameter | None
+    offset: nn.Parameter | None
+    gate: nn.Parameter | None
+
+    def _deform(self, deformation: str, inputs: str) -> None:
+        """Add the parameters of the gates, all drawn from N(0, 0.1)."""
+        if deformation not in DEFORMATIONS:
+            raise unknown("deformation", deformation, DEFORMATIONS)
+        if inputs not in INPUTS:
+            raise unknown("inputs", inputs, INPUTS)
+        self.deformation, self.inputs = deformation, inputs
+        shapes = {}
+        if deformation != "none":
+            shapes["angle"] = (1, *self.weight.shape[1:]) if deformation == "input" else tuple(self.weight.shape)
+        if deformation in ("pair", "neighbors"):
+            shapes["offset"] = tuple(self.weight.shape)
+        if deformation == "neighbors":
+            taps = self._flat(self.weight).shape
+            height, width = self._kernel()
+            for name, index in zip(("first", "second", "rest"), tiling(height, width), strict=True):
+                self.register_buffer(name, torch.as_tensor(index, device=self.weight.device), persistent=False)
+            shapes["gate"] = (*taps[:-1], len(self.first), 4)
+        for name in ("angle", "offset", "gate"):
+            made = nn.Parameter(self.weight.new_empty(shapes[name])) if name in shapes else None
+            self.register_parameter(name, made)
+            if made is not None:
+                nn.init.normal_(made, 0, 0.1)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        """Weight-like, with all taps of a kernel on the last axis."""
+        raise NotImplementedError
+
+    def _kernel(self) -> Pair:
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Draw new weights from torch's global generator: N(0, 1/2), and N(0, 0.1) for the gates."""
+        super().reset_parameters()
+        # None yet while the layer is being built.
+        for name in ("angle", "offset", "gate"):
+            if getattr(self, name, None) is not None:
+                nn.init.normal_(getattr(self, name), 0, 0.1)
+
+    def binarize_(self, mode: str = "map", generator: torch.Generator | None = None) -> None:
+        """See BinaryNeurons; a deformed neuron is no network of bits."""
+        if self.deformation != "none":
+            raise ValueError(
+                f"deformation is {self.deformation!r}: only deformation 'none' has binary weights to draw, since the "
+                "other gates are not permutations of bits"
+            )
+        super().binarize_(mode, generator)
+
+    def eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """Of each synapse's observable: tanh(d + w) and tanh(d - w), of weight's shape."""
+        if self.offset is None:
+            theta = self.theta()
+            return theta, -theta
+        return torch.tanh(self.offset + self.weight), torch.tanh(self.offset - self.weight)
+
+    def _center_and_radius(self) -> tuple[Tensor, Tensor]:
+        high, low = self.eigenvalues()
+        return (high + low) / 2, (high - low) / 2
+
+    def synapse_coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(c0, c1, c2) of each synapse's observable c0 + c1 X + c2 S, without the gates on neighbors."""
+        center, radius = self._center_and_radius()
+        angle = torch.zeros_like(self.weight) if self.angle is None else self.angle
+        return center, radius * torch.sin(angle), radius * torch.cos(angle)
+
+    def terms(self) -> Terms:
+        """See BinaryNeurons."""
+        if self.deformation == "none":
+            return super().terms()
+        c0, c1, c2 = self.synapse_coefficients()
+        squares = c0**2
+        mean, variance = {"h": c2}, {"hh": -(c2**2)}
+        if self.inputs == "coherent":
+            mean["X"] = c1
+            squares = squares + c1**2
+            variance = {"hh": c1**2 - c2**2, "hX": -2 * c1 * c2}
+        constant = None
+        if self.offset is not None:
+            variance |= {"h": -2 * c0 * c2}
+            if self.inputs == "coherent":
+                variance |= {"X": -2 * c0 * c1}
+            constant = c0.flatten(1).sum(1)
+        return Terms(mean, variance, constant, self.fan_in - squares.flatten(1).sum(1))
+
+    def pair_coefficients(self) -> tuple[Tensor, Tensor]:
+        """Of each pair of synapses, mean of the sum and of the product of its two agreements.
+
+        Returns:
+            Both (..., pairs, 3, 3): coefficients on (1, h, X) of the first input times (1, h, X) of the second.
+        """
+        assert self.angle is not None
+        assert self.gate is not None
+        center, radius, angle = map(self._flat, (*self._center_and_radius(), self.angle))
+        c, r, a = (x.index_select(-1, self.first) for x in (center, radius, angle))
+        cc, rr, aa = (x.index_select(-1, self.second) for x in (center, radius, angle))
+        x, y, yy, zz = self.gate.unbind(-1)
+        # A gate's swing after RY on either qubit, which turns about the third axis of J and the first of K.
+        cos, sin, ccos, csin = torch.cos(a / 2), torch.sin(a / 2), torch.cos(aa / 2), torch.sin(aa / 2)
+        left = _columns(cos, x * cos + y * sin, y * cos - x * sin, sin, 1 + x * x + y * y)
+        right = _columns(ccos, -csin, yy * ccos - zz * csin, zz * ccos + yy * csin, 1 + yy * yy + zz * zz)
+        # What S1, SS and -1S become.
+        one, both, other = (u[..., :, None] * v[..., None, :] for u, v in zip(left, right, strict=True))
+        r, rr, c, cc = (t[..., None, None] for t in (r, rr, c, cc))
+        table = torch.as_tensor(_READOUT, dtype=a.dtype, device=a.device)
+        found = []
+        for matrix, constant in (
+            (r * one - rr * other, c + cc),
+            (cc * r * one + r * rr * both - c * rr * other, c * cc),
+        ):
+            on_monomials = (matrix.flatten(-2) @ table).reshape(matrix.shape)
+            found.append(on_monomials + F.pad(constant, (0, 2, 0, 2)))
+        return found[0], found[1]
+
+    def _pair_terms(self, with_variance: bool) -> tuple[Tensor, Tensor | None]:
+        """Coefficients (..., pairs, m, m) of the pairs' moments, on (1, monomials) of either input."""
+        total, product = self.pair_coefficients()
+        n = 1 + len(_LINEAR[self.inputs])
+        total, product = total[..., :n, :n], product[..., :n, :n]
+        if not with_variance:
+            return total, None
+        n_squares = 1 + len(_SQUARE[self.inputs])
+        table = torch.as_tensor(_SQUARING[self.inputs], dtype=total.dtype, device=total.device)
+        flat = total.flatten(-2)
+        square = ((flat[..., :, None] * flat[..., None, :]).flatten(-2) @ table).reshape(
+            *total.shape[:-2], n_squares, n_squares
+        )
+        missing = n_squares - n
+        # The second moment of a sum of two bits is 2 + 2 E[product].
+        second = F.pad(2 * product, (0, missing, 0, missing)) + F.pad(
+            total.new_full((1, 1), 2.0), (0, n + missing - 1) * 2
+        )
+        return total, second - square
+
+    def sums(self, h: Tensor, with_variance: bool) -> tuple[Tensor, Tensor | None]:
+        """See BinaryNeurons."""
+        if self.deformation != "neighbors":
+            return super().sums(h, with_variance)
+        single = self.terms()
+        of_mean, of_variance = self._pair_terms(with_variance)
+        names = (_SQUARE if with_variance else _LINEAR)[self.inputs]
+        found = monomials(h, names)
+        mean = self._sum_over(
+            found, _LINEAR[self.inputs], of_mean, single.mean, self._flat(self._center_and_radius()[0])
+        )
+        if of_variance is None:
+            return mean, None
+        c0, c1, _ = map(self._flat, self.synapse_coefficients())
+        alone = 1 - c0**2 - (c1**2 if self.inputs == "coherent" else 0)
+        return mean, self._sum_over(found, names, of_variance, single.variance, alone)
+
+    def _sum_over(
+        self, found: dict[str, Tensor], names: Sequence[str], pairs: Tensor, single: dict[str, Tensor], alone: Tensor
+    ) -> Tensor:
+        """Sum over all synapses: those in pairs by (..., pairs, m, m), the others by their own terms."""
+        order = torch.argsort(torch.cat([self.first, self.second, self.rest]))
+
+        def of_taps(k: int, rest: Tensor) -> Tensor:
+            parts = [pairs[..., k, 0], pairs[..., 0, k], rest.index_select(-1, self.rest)]
+            return torch.cat(parts, -1).index_select(-1, order).reshape(self.weight.shape)
+
+        coefficients = [of_taps(k + 1, self._flat(single[name])) for k, name in enumerate(names)]
+        constant = pairs[..., 0, 0].flatten(1).sum(1) + alone.index_select(-1, self.rest).flatten(1).sum(1)
+        features = [found[name] for name in names]
+        result = self.contract(features, coefficients, constant)
+        return result + self.contract_pairs(features, pairs[..., 1:, 1:]) if len(self.first) else result
+
+    def contract_pairs(self, features: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+        """Sum over pairs of synapses and products of a feature each: coefficients (..., pairs, m, m)."""
+        raise NotImplementedError
+
+    def synapses(self, patches: Tensor, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """See BinaryNeurons."""
+        if self.deformation == "none":
+            return super().synapses(patches, rows)
+        x = transverse(patches) if self.inputs == "coherent" else torch.zeros_like(patches)
+        c0, c1, c2 = (c[rows].flatten(1) for c in self.synapse_coefficients())
+        means = c0 + c1 * x[:, None] + c2 * patches[:, None]
+        if self.deformation != "neighbors":
+            return means, None
+        shape = (-1, *self._flat(self.weight).shape[1:])
+        known = torch.stack([torch.ones_like(x), patches, x], -1).reshape(*shape, 3)
+        one, other = (
+            known.index_select(-2, self.first).flatten(1, -2),
+            known.index_select(-2, self.second).flatten(1, -2),
+        )
+        total, product = (
+            torch.einsum("pki,rkij,pkj->prk", one, c[rows].flatten(1, -3), other) for c in self.pair_coefficients()
+        )
+        laws = torch.stack([(1 - total + product) / 4, (1 - product) / 2, (1 + total + product) / 4], -1)
+        alone = means.reshape(*means.shape[:2], *shape[1:]).index_select(-1, self.rest)
+        return alone.flatten(2), laws
+
+    def _sum_operations(self, with_variance: bool, units: int, read: int) -> tuple[int, Counter[str]]:
+        if self.deformation != "neighbors":
+            return super()._sum_operations(with_variance, units, read)
+        levels = [_LINEAR[self.inputs], *([_SQUARE[self.inputs]] if with_variance else [])]
+        assert self.gate is not None
+        pairs = self.gate[0].numel() // 4
+        macs = sum(self.fan_in * len(names) + pairs * len(names) ** 2 for names in levels)
+        # Products of neighbors across and, for the last column of an odd kernel, down: a map each, at most.
+        height, width = self._kernel()
+        directions = (width > 1) + (width % 2 == 1 and height > 1)
+        maps = directions * sum(len(names) ** 2 for names in levels)
+        return macs, operations(read, monomial_operations(levels[-1]) + Counter(mul=maps))
+
+    def circuit(self, output: int = 0) -> Circuit:
+        """The circuit of one output in eval mode: its observable is the exact 2q - 1.
+
+        Run it with `circuit_inputs` and `circuit_weights`. It has 2 N wires for N synapses (3 N for mixed inputs), and
+        some log2 N for the count; see neuron_circuit.
+
+        Args:
+            output: Which row of weights.
+        """
+        with torch.no_grad():
+            scale, shift = self._threshold_line(output)
+        n = self.fan_in
+        threshold, falling = count_threshold(n, scale, shift)
+        mixed, deformed = self.inputs == "mixed", self.deformation != "none"
+        return neuron_circuit(n, self._pairs_of_inputs(), threshold, falling, deformed, mixed)
+
+    def _threshold_line(self, output: int) -> tuple[float, float]:
+        self._check_output(output)
+        if self.norm is None:
+            return 1.0, 0.0 if self.bias is None else float(self.bias[output])
+        norm = self.norm
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return float(scale[output]), float((norm.bias - norm.running_mean * scale)[output])
+
+    def _check_output(self, output: int) -> None:
+        if not 0 <= output < len(self.weight):
+            raise ValueError(f"output is {output}: the layer has outputs 0 to {len(self.weight) - 1}")
+
+    def _pairs_of_inputs(self) -> tuple[tuple[int, int], ...]:
+        if self.deformation != "neighbors":
+            return ()
+        taps = self._kernel()[0] * self._kernel()[1]
+        offsets = range(0, self.fan_in, taps)
+        pairs = list(zip(self.first.tolist(), self.second.tolist(), strict=True))
+        return tuple((o + i, o + j) for o in offsets for i, j in pairs)
+
+    def circuit_inputs(self, h: Tensor) -> Tensor:
+        """Means of input bits, (P, N), as inputs of the circuit: x with h = -cos(pi x)."""
+        return torch.arccos(-h) / pi
+
+    def circuit_weights(self, output: int = 0) -> Tensor:
+        """Angles of the circuit of one output, in radians; see neuron_circuit."""
+        self._check_output(output)
+        with torch.no_grad():
+            theta, *eigenvalues = (t[output].flatten() for t in (self.theta(), *self.eigenvalues()))
+            angle = None if self.angle is None else self.angle[0 if len(self.angle) == 1 else output].flatten()
+            gate = None if self.gate is None else self.gate[output].reshape(-1, 4)
+            return neuron_angles(theta, eigenvalues[0], eigenvalues[1], angle, gate)
+
+    def extra_repr(self) -> str:
+        """The arguments that define the layer."""
+        return f"{super().extra_repr()}, deformation={self.deformation!r}, inputs={self.inputs!r}"
+
+
+class QuantumDeformedConv2d(_Deformed, ProbabilisticBinaryConv2d):
+    """A probabilistic binary convolution whose inputs and weights are qubits, deformed by trainable gates.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, groups, bias, padding_mode: As
+            ProbabilisticBinaryConv2d.
+        padding: Likewise; zeros are qubits of h = 0, for coherent inputs in the state (|0> + |1>) / sqrt(2).
+        deformation: "none": ProbabilisticBinaryConv2d. "input": an angle for each tap turns the input's qubit, for all
+            outputs alike. "traceless": an angle for each synapse. "pair": any gate on the qubits of each input and
+            weight. "neighbors": besides, a gate on the inputs of each two neighboring taps (columns 0-1, 2-3, ... of
+            the kernel, then rows of a last odd column), for each output and channel.
+        inputs: "coherent": superpositions of 0 and 1. "mixed": mixtures.
+        law, output, norm, gamma, device, dtype: As ProbabilisticBinaryConv2d. Every law knows the covariances of
+            neighbors.
+
+    Attributes:
+        weight: w of each synapse, (out_channels, in_channels / groups, height, width).
+        angle: a of each synapse (of each tap, for "input"), radians; None for "none".
+        offset: d of each synapse; None but for "pair" and "neighbors".
+        gate: (out_channels, in_channels / groups, pairs, 4): the swings (x_1, y_1) in J and (y_2, z_2) in K of the
+            gates of neighbors, by quaternions (1, x, y, z) / norm; 0 is no gate. The other two of the six angles of
+            SO(4) are those of RY on each qubit, `angle`.
+
+    Source: Bondesan & Welling, Quantum Deformed Neural Networks (arXiv:2010.11189). The three numbers a synapse and the
+        sums over feature maps are derived above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: str = "zeros",
+        *,
+        deformation: str = "pair",
+        inputs: str = "coherent",
+        law: str = "clt",
+        output: str = "activation",
+        norm: bool = True,
+        gamma: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma}
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+        self._deform(deformation, inputs)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(2)
+
+    def _kernel(self) -> Pair:
+        return self.kernel_size
+
+    def contract_pairs(self, features: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+        """See _Deformed: products of neighboring pixels as maps, for dominoes across and down."""
+        (height, width), (down, across) = self.kernel_size, self.dilation
+        maps = torch.stack([f.reshape(len(f), self.groups, -1, *f.shape[2:]) for f in features], dim=2)
+        rows = (maps.shape[-2] - self._reach(0)) // self.stride[0] + 1
+        columns = (maps.shape[-1] - self._reach(1)) // self.stride[1] + 1
+        flat = height * (width // 2)
+        results = []
+        for kernel, shift, start, part in (
+            ((height, width // 2), (0, across), 0, coefficients[:, :, :flat]),
+            ((height // 2, width % 2), (down, 0), (width - 1) * across, coefficients[:, :, flat:]),
+        ):
+            if 0 in kernel:
+                continue
+            dilation = (2 * down if shift[0] else down, 2 * across if shift[1] else across)
+            # Just the pixels that this kernel reads: with a stride, not all between the first and the last.
+            step = [gcd(st, d if k > 1 else st) for st, d, k in zip(self.stride, dilation, kernel, strict=True)]
+            tall = (rows - 1) * self.stride[0] + dilation[0] * (kernel[0] - 1) + 1
+            wide = (columns - 1) * self.stride[1] + dilation[1] * (kernel[1] - 1) + 1
+            here, there = (
+                maps[..., r : r + tall : step[0], c : c + wide : step[1]]
+                for r, c in ((0, start), (shift[0], start + shift[1]))
+            )
+            products = (here[:, :, :, None] * there[:, :, None]).flatten(1, 4)
+            weight = part.reshape(*part.shape[:2], *kernel, *part.shape[-2:]).movedim((-2, -1), (1, 2)).flatten(1, 3)
+            stride = (self.stride[0] // step[0], self.stride[1] // step[1])
+            apart = (dilation[0] // step[0] or 1, dilation[1] // step[1] or 1)
+            results.append(F.conv2d(products, weight, None, stride, 0, apart, self.groups))
+        return results[0] if len(results) == 1 else results[0] + results[1]
+
+
+class QuantumDeformedLinear(_Deformed, ProbabilisticBinaryLinear):
+    """A probabilistic binary dense layer whose inputs and weights are qubits, deformed by trainable gates.
+
+    Args:
+        in_features, out_features, bias: As ProbabilisticBinaryLinear.
+        deformation, inputs: As QuantumDeformedConv2d; neighbors are inputs 0-1, 2-3, ...
+        law, output, norm, gamma, device, dtype: As ProbabilisticBinaryLinear.
+
+    Attributes:
+        weight: w of each synapse, (out_features, in_features); angle, offset and gate as in QuantumDeformedConv2d.
+
+    Source: Bondesan & Welling, Quantum Deformed Neural Networks (arXiv:2010.11189).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        deformation: str = "pair",
+        inputs: str = "coherent",
+        law: str = "clt",
+        output: str = "activation",
+        norm: bool = True,
+        gamma: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma}
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype, **options)
+        self._deform(deformation, inputs)
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _kernel(self) -> Pair:
+        return 1, self.in_features
+
+    def contract_pairs(self, features: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+        """See _Deformed."""
+        maps = torch.stack([*features], dim=1)
+        used = 2 * len(self.first)
+        products = (maps[:, :, None, 0:used:2] * maps[:, None, :, 1:used:2]).flatten(1)
+        return F.linear(products, coefficients.movedim(1, -1).flatten(1))
