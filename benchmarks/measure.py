@@ -30,8 +30,14 @@ def compare(name: str, peer_name: str | None, rounds: int) -> Comparison:
     """
     # An empty folder, so that every first call compiles.
     with tempfile.TemporaryDirectory() as cache:
+        before = os.environ.get("QCONV_CACHE")
         os.environ["QCONV_CACHE"] = cache
-        return _compare(name, peer_name, rounds)
+        try:
+            return _compare(name, peer_name, rounds)
+        finally:
+            del os.environ["QCONV_CACHE"]
+            if before is not None:
+                os.environ["QCONV_CACHE"] = before
 
 
 def _compare(name: str, peer_name: str | None, rounds: int) -> Comparison:

@@ -198,6 +198,24 @@ def test_nan_and_infinity_stay_in_their_patches():
     assert torch.equal(lost, want)
 
 
+@pytest.mark.parametrize("width", [6, 40])  # gathered, and read in place
+def test_nan_of_one_group_does_not_reach_another(width):
+    layer = random_layer(2, 8, 2, groups=2)
+    images = torch.rand(2, 2, 5, width, dtype=torch.float64)
+    images[:, 1] = torch.nan
+    layer(images)[:, :4].sum().backward()
+    first, second = layer.weight.grad.chunk(2)
+    assert first.isfinite().all()
+    assert second.isnan().any()
+
+
+def test_the_default_device_of_others_changes_nothing():
+    layer, images = random_layer(1, 4, 2), torch.rand(1, 1, 5, 5, dtype=torch.float64)
+    want = layer(images)
+    with torch.device("meta"):
+        assert torch.equal(layer(images), want)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_sines_of_large_features_are_as_good_as_their_digits(size):
     layer = random_layer(1, 1, 1, dtype=torch.float32)
@@ -296,6 +314,9 @@ def test_operators_are_registered_as_torch_wants_them():
     images = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     arguments = (images, layer.weight, layer._compile().fused, taps, [1, 1], 1, 4)
     torch.library.opcheck(operators.circuit_convolution, arguments)
+    grad = torch.randn_like(layer(images)).detach()
+    plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in arguments]
+    torch.library.opcheck(operators.circuit_convolution_backward, (grad, *plain))
     torch.testing.assert_close(operators.circuit_convolution(*arguments), layer(images))
 
 

@@ -364,6 +364,22 @@ def test_operators_are_registered_as_torch_wants_them():
     weights = torch.randn(2, circuit.n_weights, dtype=torch.float64, requires_grad=True)
     arguments = (images, weights, train.fused, [0, 0, 0, 0, 0, 1, 0, 0, 2], [1, 1], 1, 5)
     torch.library.opcheck(operators.circuit_convolution, arguments)
+    grad = torch.randn_like(operators.circuit_convolution(*arguments)).detach()
+    plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in arguments]
+    torch.library.opcheck(operators.circuit_convolution_backward, (grad, *plain))
+    with pytest.raises(ValueError, match="3 groups do not divide 1 channels and 2 filters"):
+        operators.circuit_convolution(*plain[:-2], 3, 5)
+
+
+def test_nan_of_one_group_does_not_reach_another():
+    layer = QuantumConv2d(2, 6, 2, groups=2, padding=1, kernel="strongly_entangling", dtype=torch.float64)
+    layer._compiled = TrainCompiled(layer.circuit, None)
+    images = torch.rand(2, 2, 5, 7, dtype=torch.float64)
+    images[:, 1] = torch.nan
+    layer(images)[:, :3].sum().backward()
+    first, second = layer.weight.grad.chunk(2)
+    assert first.isfinite().all()
+    assert second.isnan().any()
 
 
 def test_compiled_models_see_one_operator():

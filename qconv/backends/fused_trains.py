@@ -179,7 +179,8 @@ class Kernel:
         """The gradient of weights from that of their coefficients."""
         columns, constants = _as_image(weights).contiguous(), self._constants[weights.dtype]
         result, _ = self._loops.backward(_as_image(grad).contiguous(), columns, constants, (True, False))
-        return cast(Tensor, result)[0, :, 0].t()
+        # As the operator promises it.
+        return cast(Tensor, result)[0, :, 0].t().contiguous()
 
 
 def _as_image(rows: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from qconv.patches import Geometry, pad
 @cache
 def fast_installed() -> bool:
     """Whether the `fast` extra is here and works; asked when a circuit is compiled, not on import."""
-    if importlib.util.find_spec("llvmlite") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("llvmlite", "platformdirs")):
         return False
     try:
         importlib.import_module("qconv.backends.tasks").machine()
@@ -146,12 +146,19 @@ class Eager(torch.autograd.Function):
         return (*ctx.kernel.backward(grad, images, weights, ctx.needs_input_grad[:2]), None, None)
 
 
+def _check(images: Tensor, weights: Tensor, groups: int) -> None:
+    """Operators can be called by their names: what would be read beyond an array's end must not get through."""
+    if groups < 1 or images.shape[1] % groups or len(weights) % groups or not len(weights):
+        raise ValueError(f"{groups} groups do not divide {images.shape[1]} channels and {len(weights)} filters")
+
+
 # torch.compile and export see operators that they need not look into.
 @torch.library.custom_op("qconv::convolution", mutates_args=())
 def circuit_convolution(
     images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
 ) -> Tensor:
     """See Convolution.forward."""
+    _check(images, weights, groups)
     return convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs).forward(images, weights)
 
 
@@ -165,6 +172,7 @@ def circuit_convolution_backward(
     grad: Tensor, images: Tensor, weights: Tensor, key: str, taps: list[int], stride: list[int], groups: int, outs: int
 ) -> tuple[Tensor, Tensor]:
     """See Convolution.backward."""
+    _check(images, weights, groups)
     kernel = convolution(key, tuple(taps), (stride[0], stride[1]), groups, outs)
     return cast(tuple[Tensor, Tensor], kernel.backward(grad, images, weights))
 

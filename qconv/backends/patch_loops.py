@@ -189,6 +189,17 @@ class _Blocks:
             self.zeros(lanes.move(self.pixels, b.mul(k, self._length)), patches, size)
         turn(lanes, self.pixels, data.floats(WAVES), self._taps, self._gathered, self._length, size)
 
+    def blank(self, products: Value, count: int, rows: Value, size: Value) -> None:
+        """Make products 0 that belong to no patch but were read in place: (count, BLOCK_LENGTH), the first not kept."""
+        lanes, data, b = self._lanes, self._data, self._lanes.builder
+        with b.if_then(self._in_place):
+            for k in range(1, count):
+                own = lanes.move(products, lanes.times(self._length, k))
+                with lanes.loop(rows) as i:
+                    start = b.mul(i, data[PITCH])
+                    self.zeros(own, b.add(start, data[COLUMNS]), b.add(start, data[PITCH]))
+                self.zeros(own, b.mul(rows, data[PITCH]), size)
+
     def scatter(self, slopes: Value, group: Value, row: Value, rows: Value) -> None:
         """Adds slopes (taps, BLOCK_LENGTH) to the gradient of the pixels they belong to."""
         lanes, data, b = self._lanes, self._data, self._lanes.builder
@@ -291,6 +302,9 @@ def _backward(lanes: Lanes, data: Data, left: int, right: int, angles: int) -> N
             features = left, right, angles, own.turning, own.rows_of
             with b.if_then(b.icmp_signed("!=", data[TO_MATRICES], none)):
                 keep_products(lanes, *features, u, v, length, size)
+                # There the gradient is 0, but times NaN, of another group's pixels too, that would not be 0.
+                own.blank(u, n_left, rows, size)
+                own.blank(v, n_right, rows, size)
                 place = b.mul(b.add(b.mul(part, data[GROUPS]), g), numbers)
                 target = lanes.move(data.floats(TO_MATRICES), place)
                 add_outer(lanes, n_left, n_right, u, v, grad, outs, target, length, size)

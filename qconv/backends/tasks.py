@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,18 +18,17 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import platformdirs
 from llvmlite import ir
 
+from qconv.backends import kept_code
 from qconv.backends.lanes import Lanes, Value
-from qconv.backends.threads import MEMORY, ROOM
+from qconv.backends.threads import CAME, MEMORY, ROOM, TAKEN
 
-# Parts taken, parts there are; threads that came (MEMORY and ROOM, bytes for each and a multiple of 64: threads.py).
-TAKEN, PARTS, CAME = 0, 1, 2
+PARTS = 1  # how many there are
 OWN = 5  # where a task's own numbers start
 
 _WHOLE = ir.IntType(64)
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
 
 class Data:
@@ -104,34 +101,62 @@ class Task:
 
 @dataclass(frozen=True)
 class Machine:
-    """What code is compiled for, and where compiled code lies in this process."""
+    """What code is compiled for, and where compiled code lies in this process.
+
+    Args:
+        target: What LLVM compiles for.
+        engine: Holds the code; never freed, as tasks are addresses in it.
+        key: Tells machines, compilers and the sources of tasks apart; None if there are no sources to read.
+    """
 
     target: Any
     engine: Any
-    key: bytes
+    key: str | None
+
+
+# A process that is forked while another thread compiles would wait for that thread, which it does not have.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 @cache
-def machine() -> Machine:
-    """This one.
-
-    Raises:
-        RuntimeError: LLVM cannot compile for it.
-    """
+def _machine() -> Machine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    triple, cpu, features = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    # Where a process may not make code, this says so while there still is another way.
+    llvm.check_jit_execution()
+    triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
+    try:
+        features = llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # not known for this processor: its name must do
+        features = ""
     # Constants by their addresses: LLVM's loader misplaces them where they are relative on x86.
     reloc = "static" if triple.startswith("x86_64") else "default"
     target = llvm.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=2, reloc=reloc, codemodel="jitdefault", jit=True
     )
     module = llvm.parse_assembly("")
-    module.triple = triple
-    # Code is kept for the sources that emit it and the machine that it is for.
-    sources = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
-    key = f"{sources} {llvmlite.__version__} {triple} {cpu} {features}"
-    return Machine(target, llvm.create_mcjit_compiler(module, target), key.encode())
+    module.triple = target.triple
+    sources = hashlib.sha256()
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    for path in files:
+        sources.update(path.name.encode() + path.read_bytes())
+    versions = f"{llvmlite.__version__} {llvm.llvm_version_info}"
+    key = f"{sources.hexdigest()} {versions} {triple} {cpu} {features}" if files else None
+    return Machine(target, llvm.create_mcjit_compiler(module, target), key)
+
+
+def machine() -> Machine:
+    """This one.
+
+    Raises:
+        RuntimeError: LLVM cannot compile for it.
+    """
+    with _LOCK:
+        return _machine()
+
+
+_TASKS: dict[str, Task] = {}
 
 
 def task(emit: Callable[[Lanes, Data], None], name: str, bits: int) -> Task:
@@ -143,19 +168,17 @@ def task(emit: Callable[[Lanes, Data], None], name: str, bits: int) -> Task:
         bits: 32 or 64, of its floats.
     """
     with _LOCK:
-        here = machine()
         symbol = f"qconv_{name}_{bits}"
-        address = here.engine.get_function_address(symbol)
-        if not address:
-            path = _folder() / f"{symbol}-{hashlib.sha256(here.key).hexdigest()[:16]}"
-            code = _read(path)
+        if symbol not in _TASKS:
+            here = _machine()
+            code = kept_code.read(here.key, symbol)
             if code is None:
                 code = _compiled(here, emit, symbol, bits)
-                _write(path, code)
+                kept_code.write(here.key, symbol, code)
             here.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             here.engine.finalize_object()
-            address = here.engine.get_function_address(symbol)
-        return Task(address)
+            _TASKS[symbol] = Task(here.engine.get_function_address(symbol))
+        return _TASKS[symbol]
 
 
 def _compiled(machine: Machine, emit: Callable[[Lanes, Data], None], symbol: str, bits: int) -> bytes:
@@ -176,28 +199,3 @@ def _compiled(machine: Machine, emit: Callable[[Lanes, Data], None], symbol: str
     passes.getModulePassManager().run(parsed, passes)
     code: bytes = machine.target.emit_object(parsed)
     return code
-
-
-def _folder() -> Path:
-    """Where compiled code is kept: QCONV_CACHE, or the user's folder for such files."""
-    chosen = os.environ.get("QCONV_CACHE")
-    return (Path(chosen) if chosen else platformdirs.user_cache_path("qconv")) / "loops"
-
-
-def _read(path: Path) -> bytes | None:
-    """What _write left there, or None if there is nothing or it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    checksum, code = content[:32], content[32:]
-    return code if hashlib.sha256(code).digest() == checksum else None
-
-
-def _write(path: Path, code: bytes) -> None:
-    """Keep code with its checksum. Where that cannot be done, it is compiled anew in each process."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        Path(file.name).replace(path)

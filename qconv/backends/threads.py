@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ import torch
 if TYPE_CHECKING:
     from qconv.backends.tasks import Task
 
-MEMORY, ROOM = 3, 4  # of a task's numbers: where the threads' memory is, and bytes for each
+# Of a task's numbers: parts taken, threads that came, where the threads' memory is, bytes for each.
+TAKEN, CAME, MEMORY, ROOM = 0, 2, 3, 4
 _IMPORTED_IN = os.getpid()
 
 
@@ -63,13 +64,13 @@ def run(task: Task, data: np.ndarray[Any, Any] | ctypes.Array[Any], most: int) -
 
     Args:
         task: Compiled code.
-        data: Its int64 numbers, those of parts taken and threads that came 0. MEMORY is filled in here.
+        data: Its int64 numbers; TAKEN, CAME and MEMORY are filled in here.
         most: Threads that are worth waking, at most the parts there are.
     """
     threads = max(1, min(most, available()))
     # Begins at a cache line, as all of torch's memory does; each thread takes ROOM bytes.
-    memory = torch.empty(threads * int(data[ROOM]), dtype=torch.uint8)
-    data[MEMORY] = memory.data_ptr()
+    memory = torch.empty(threads * int(data[ROOM]), dtype=torch.uint8, device="cpu")
+    data[TAKEN], data[CAME], data[MEMORY] = 0, 0, memory.data_ptr()
     address = data.ctypes.data if isinstance(data, np.ndarray) else ctypes.addressof(data)
     if threads == 1:
         _callable(task.address)(address)
@@ -79,6 +80,8 @@ def run(task: Task, data: np.ndarray[Any, Any] | ctypes.Array[Any], most: int) -
         fork_join(task.address, address, threads, 0)
         return
     waiting = [_pool().submit(_callable(task.address), address) for _ in range(threads - 1)]
-    _callable(task.address)(address)
-    for future in waiting:
-        future.result()
+    try:
+        _callable(task.address)(address)
+    finally:
+        # Whatever happens: the memory must not go while somebody works in it.
+        wait(waiting)

@@ -151,6 +151,10 @@ class _Block:
 
     def gather(self, start: Value, count: Value, group: Value) -> None:
         """The pixels of all inputs."""
+        lanes, b = self._lanes, self._lanes.builder
+        with b.if_then(b.icmp_signed("<", count, lanes.index(self._tile * lanes.size))), lanes.loop(self[INPUTS]) as k:
+            # What is beyond the last patch has the slope 0, but times another group's NaN that would not be 0.
+            self.pixels.fill(self.pixels.slot(k), 0)
         self._move_pixels(start, count, group, self.floats(IMAGES), gather=True)
 
     def scatter(self, start: Value, count: Value, group: Value) -> None:
@@ -283,8 +287,6 @@ def _pull_back(lanes: Lanes, block: _Block, part: Value) -> None:
     filters = b.mul(block[GROUPS], block[FILTERS])
     numbers = b.mul(filters, block[NUMBERS])
     none = lanes.index(0)
-    # Pixels too: what is beyond the last patch has the slope 0, but times NaN that would not be 0.
-    block.clear(none, block[TABLE])
     block.clear(block[SLOPES], block[END])
     with block.blocks(part) as (start, count), lanes.loop(block[GROUPS]) as group:
         block.gather(start, count, group)
