@@ -12,6 +12,9 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 from qconv.models import ARMS, Arm
 from qconv.rows import Row
 
+QUANTUM = ("quantum", "quantum-inspired")
+"""Families whose arms the comparison is about."""
+
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -150,9 +153,9 @@ def choose_settings(rows: Iterable[Row]) -> dict[str, Chosen]:
     return chosen
 
 
-def best(chosen: Mapping[str, Chosen], family: str) -> Chosen | None:
-    """The arm of `family` with the highest validation accuracy (ties: lower loss), None where there is none."""
-    return max((c for c in chosen.values() if c.arm.family == family), key=lambda c: _rank(c.rows), default=None)
+def best(chosen: Mapping[str, Chosen], *families: str) -> Chosen | None:
+    """The arm of the families with the highest validation accuracy (ties: lower loss), None where there is none."""
+    return max((c for c in chosen.values() if c.arm.family in families), key=lambda c: _rank(c.rows), default=None)
 
 
 @dataclass(frozen=True)
@@ -222,10 +225,8 @@ def compare(a: Chosen, b: Chosen, *, comparisons: int = 1) -> Comparison:
 
 
 def comparisons(chosen: Mapping[str, Chosen]) -> list[Comparison]:
-    """Each quantum arm against the best conventional arm and against every control; the verdict's first."""
-    quantum = sorted(
-        (c for c in chosen.values() if c.arm.family == "quantum"), key=lambda c: _rank(c.rows), reverse=True
-    )
+    """Each arm of `QUANTUM` against the best conventional arm and against every control; the verdict's first."""
+    quantum = sorted((c for c in chosen.values() if c.arm.family in QUANTUM), key=lambda c: _rank(c.rows), reverse=True)
     conventional = best(chosen, "conventional")
     others = [conventional] if conventional else []
     others += [c for c in chosen.values() if c.arm.family == "control"]
@@ -236,9 +237,10 @@ def comparisons(chosen: Mapping[str, Chosen]) -> list[Comparison]:
 def verdict(chosen: Mapping[str, Chosen]) -> str:
     """One sentence: did the best quantum arm beat the best conventional one, and at what modeled energy?
 
-    Both arms are chosen by validation accuracy.
+    Among whole networks the best control stands for the conventional one. Both are chosen by validation accuracy.
     """
-    quantum, conventional = best(chosen, "quantum"), best(chosen, "conventional")
-    if quantum is None or conventional is None:
-        return f"No verdict: the run has no {'quantum' if quantum is None else 'conventional'} arm."
-    return compare(quantum, conventional).sentence()
+    rival = "control" if any(c.arm.whole for c in chosen.values()) else "conventional"
+    quantum, classical = best(chosen, *QUANTUM), best(chosen, rival)
+    if quantum is None or classical is None:
+        return f"No verdict: the run has no {'quantum' if quantum is None else rival} arm."
+    return compare(quantum, classical).sentence()

@@ -42,7 +42,9 @@ def compare(
     data_dir: Annotated[
         Path | None, typer.Option(help="folder of the image files (default: QCONV_DATA, else a download)")
     ] = None,
-    arms: Annotated[str | None, typer.Option(help="comma-separated arms (default: all)")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="comma-separated arms (default: ten that fill the slot of one small network)")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="default: 20 on digits, 5 on the larger sets")] = None,
     n_train: Annotated[
@@ -64,9 +66,9 @@ def compare(
 
     from qconv import experiment, report
     from qconv.analysis import choose_settings
-    from qconv.models import ARMS
+    from qconv.models import DEFAULT_ARMS, arm
 
-    names = ARMS if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
+    names = DEFAULT_ARMS if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     tasks = experiment.grid(dataset, names, range(seeds), epochs=epochs, n_train=n_train)
     out = Path("runs") / dataset if out is None else out
     console = Console()
@@ -92,8 +94,10 @@ def compare(
             bar.stop()
         chosen = choose_settings(rows)
         firsts = {name: choice.rows[0].task for name, choice in chosen.items()}
-        with console.status("feature maps"):
-            experiment.save_feature_maps(list(firsts.values()), out, data_dir=data_dir)
+        slots = [task for name, task in firsts.items() if not arm(name).whole]
+        if slots:
+            with console.status("feature maps"):
+                experiment.save_feature_maps(slots, out, data_dir=data_dir)
         with console.status("the trained quantum kernels on state vector, PennyLane and Qiskit Aer"):
             quantum = [task for name, task in firsts.items() if chosen[name].arm.family == "quantum"]
             experiment.check_agreement(quantum, out, data_dir=data_dir)
@@ -137,7 +141,7 @@ def draw(
 
 @app.command()
 def energy(
-    model: Annotated[str, typer.Argument(help="an arm of `qconv compare`: what fills the slot")] = "heisenberg",
+    model: Annotated[str, typer.Argument(help="an arm of `qconv compare`")] = "heisenberg",
     image_size: Annotated[int, typer.Option(min=5, max=1024, help="height and width of the images in pixels")] = 8,
 ) -> None:
     """Operations and modeled energy of one inference, a row a layer."""

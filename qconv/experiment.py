@@ -31,7 +31,17 @@ from qconv.energy.count import Counts, count
 from qconv.energy.meter import Meter
 from qconv.energy.prices import estimate
 from qconv.layers import QuantumConv2d
-from qconv.models import ARMS, SLOT_CHANNELS, SLOT_KERNEL, SlotCNN, arm, build_model, slot_stride
+from qconv.models import (
+    DEFAULT_ARMS,
+    SLOT_CHANNELS,
+    SLOT_KERNEL,
+    SlotCNN,
+    WholeNetwork,
+    arm,
+    build_model,
+    check_comparable,
+    slot_stride,
+)
 from qconv.rows import Row, RunFolder, Task, model_path, write_atomically
 from qconv.train import evaluate, fit
 
@@ -45,7 +55,7 @@ DEFAULT_N_TRAIN = {"digits": None, "mnist": 10_000, "fashion_mnist": 10_000}
 
 def grid(
     dataset: str,
-    arms: Iterable[str] = tuple(ARMS),
+    arms: Iterable[str] = DEFAULT_ARMS,
     seeds: Iterable[int] = range(3),
     *,
     epochs: int | None = None,
@@ -56,19 +66,20 @@ def grid(
 
     Args:
         dataset: a name of `qconv.data.dataset_names()`.
-        arms: keys of `ARMS`.
+        arms: keys of `qconv.models.ARMS`, either such that fill the slot or whole networks.
         seeds: integers from 0.
         epochs: passes over the training images; by default 20 on digits, 5 on the larger sets.
         n_train: training images to use; by default all of digits, 10,000 of the larger sets.
         batch_size: images a step.
 
     Raises:
-        ValueError: an unknown arm, no arm, no seed, or a value out of range.
+        ValueError: an unknown arm, no arm, no seed, a value out of range, or arms of both kinds.
     """
     names = [arm(name).name for name in dict.fromkeys(arms)]
     seeds = list(dict.fromkeys(seeds))
     if not names or not seeds:
         raise ValueError(f"a comparison needs at least one arm and one seed, but has {len(names)} and {len(seeds)}")
+    check_comparable(names)
     epochs = DEFAULT_EPOCHS.get(dataset, 5) if epochs is None else epochs
     n_train = DEFAULT_N_TRAIN.get(dataset) if n_train is None else n_train
     return [
@@ -101,7 +112,7 @@ def _trainable(module: torch.nn.Module) -> int:
 
 
 def slot_counts(counts: Counts) -> Counts:
-    """The part of a slot CNN's counts that belongs to its slot."""
+    """The part of a model's counts that belongs to its slot: of a whole network, all."""
     return Counts(tuple(row for row in counts.rows if row.name.split(".")[0] == "slot"))
 
 
@@ -172,12 +183,12 @@ def run_task(task: Task, out: Path, data_dir: Path | None = None, at_once: int =
     )
 
 
-def _fresh_model(task: Task, dataset: Dataset) -> SlotCNN:
+def _fresh_model(task: Task, dataset: Dataset) -> SlotCNN | WholeNetwork:
     channels, height, width = dataset.image_shape
     return build_model(task.arm, (channels, height, width), dataset.n_classes, task.seed)
 
 
-def load_model(task: Task, out: Path, data_dir: Path | None = None) -> SlotCNN:
+def load_model(task: Task, out: Path, data_dir: Path | None = None) -> SlotCNN | WholeNetwork:
     """The trained model of a finished task, in eval mode.
 
     Raises:
@@ -268,6 +279,7 @@ def _settings(tasks: Sequence[Task]) -> dict[str, object]:
     ]
     if not shared:
         raise ValueError("there are no tasks to run: give at least one")
+    check_comparable(dict.fromkeys(task.arm for task in tasks))
     for other in shared:
         if other != shared[0]:
             raise ValueError(f"tasks of one folder share their settings, but these differ: {shared[0]} and {other}")
@@ -328,7 +340,8 @@ def save_feature_maps(tasks: Sequence[Task], out: Path, *, data_dir: Path | None
     """What the trained slots make of two test images of different classes, kept in out/features.safetensors.
 
     Args:
-        tasks: finished tasks with the same seed, one an arm; the first one's split gives the images.
+        tasks: finished tasks with the same seed, one an arm, of arms that fill the slot; the first one's split gives
+            the images.
         out: folder of the run.
         data_dir: folder of the image files.
 

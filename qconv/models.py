@@ -1,8 +1,8 @@
-"""Small CNNs with an open slot for their first convolution, and the arms that a comparison puts into it."""
+"""What a comparison trains: small CNNs with an open slot for their first convolution, or whole networks; the arms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from circuits.naming import unknown
 from classical.layers import QuantizedConv2d
+from qconv.binary_laws import PixelBits
+from qconv.deformed import QuantumDeformedConv2d
 from qconv.layers import FourierConv2d, QuantumConv2d
+from qconv.networks import NETWORKS, ImageShape
+from qconv.probabilistic import ProbabilisticBinaryConv2d
+from qconv.tensor_layers import TensorNetworkConv2d
 
-Family = Literal["quantum", "control", "conventional"]
+Family = Literal["quantum", "quantum-inspired", "control", "conventional"]
 
 SLOT_CHANNELS = 4
 SLOT_KERNEL = 2
@@ -45,26 +50,49 @@ class SlotCNN(nn.Module):
         return scores
 
 
+class WholeNetwork(nn.Module):
+    """A classifier without a place for something else: all of it is the slot."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.slot = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (B, n_classes) of images (B, C, S, S)."""
+        return self.after_slot(self.slot(images))
+
+    def after_slot(self, scores: Tensor) -> Tensor:
+        """Nothing follows: the scores as they are."""
+        return scores
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One competitor: what fills the slot.
+    """One competitor: what fills the slot, or a whole network.
 
     Args:
         name: how the command line and rows.csv call it.
         title: how tables and figures call it.
-        family: "quantum" (trained, entangling), "control" or "conventional".
-        build: (in_channels, out_channels, kernel_size, stride, seed) -> layer. Initial weights may also come from
-            torch's global generator; `build_model` seeds it.
+        family: "quantum" (trained, entangling circuits), "quantum-inspired", "control" or "conventional".
+        build: (in_channels, out_channels, kernel_size, stride, seed) -> layer; None for a whole network. Initial
+            weights may also come from torch's global generator; `build_model` seeds it.
         note: what the arm is there for, one sentence.
         kernel: the circuit's name in `circuits.kernels`, None where there is no circuit.
+        network: (image_shape, n_classes) -> classifier, for a whole network.
     """
 
     name: str
     title: str
     family: Family
-    build: Callable[[int, int, int, int, int], nn.Module]
+    build: Callable[[int, int, int, int, int], nn.Module] | None
     note: str
     kernel: str | None = None
+    network: Callable[[ImageShape, int], nn.Module] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole network, which shares nothing with the arms that fill a slot."""
+        return self.network is not None
 
 
 def _freeze_weight(layer: nn.Module) -> nn.Module:
@@ -96,7 +124,23 @@ def _fourier(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
     return FourierConv2d(c, out, k, stride, bias=True)
 
 
-_ALL = (
+def _binary(deformation: str | None) -> Callable[[int, int, int, int, int], nn.Module]:
+    def build(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+        if deformation is None:
+            return nn.Sequential(PixelBits(), ProbabilisticBinaryConv2d(c, out, k, stride))
+        return nn.Sequential(PixelBits(), QuantumDeformedConv2d(c, out, k, stride, deformation=deformation))
+
+    return build
+
+
+def _tensor_network(structure: str) -> Callable[[int, int, int, int, int], nn.Module]:
+    def build(c: int, out: int, k: int, stride: int, seed: int) -> nn.Module:
+        return TensorNetworkConv2d(c, out, k, stride, bias=True, structure=structure)
+
+    return build
+
+
+_DEFAULT = (
     Arm("float", "Conv2d float32", "conventional", _float, "The plain convolution that most users would take."),
     Arm(
         "int8",
@@ -167,7 +211,53 @@ _ALL = (
     ),
 )
 
-ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
+_INSPIRED = (
+    Arm(
+        "probabilistic_binary",
+        "Stochastic bits",
+        "control",
+        _binary(None),
+        "Stochastic binary weights and activations, the undeformed limit: shows what the deformation adds.",
+    ),
+    Arm(
+        "deformed",
+        "Stochastic bits, deformed",
+        "quantum-inspired",
+        _binary("pair"),
+        "A gate on the qubits of each input and weight before their agreements are counted.",
+    ),
+    Arm(
+        "tn_mps",
+        "Tensor network, MPS",
+        "quantum-inspired",
+        _tensor_network("mps"),
+        "A matrix product state over the patch, bond 4.",
+    ),
+    Arm(
+        "tn_tree",
+        "Tensor network, tree",
+        "quantum-inspired",
+        _tensor_network("tree"),
+        "A binary tree over the patch, bond 4.",
+    ),
+    Arm(
+        "tn_eps",
+        "Tensor network, EPS",
+        "quantum-inspired",
+        _tensor_network("eps"),
+        "An entangled plaquette state: any multilinear function of cos and sin of the patch's pixels.",
+    ),
+)
+
+_WHOLE = tuple(
+    Arm(name, made.title, made.family, None, made.note, network=made.build) for name, made in NETWORKS.items()
+)
+
+ARMS: dict[str, Arm] = {arm.name: arm for arm in (*_DEFAULT, *_INSPIRED, *_WHOLE)}
+"""Every arm by name: those that fill the slot first, then the whole networks."""
+
+DEFAULT_ARMS = tuple(arm.name for arm in _DEFAULT)
+"""The arms of a comparison that names none."""
 
 
 def arm(name: str) -> Arm:
@@ -181,13 +271,28 @@ def arm(name: str) -> Arm:
     return ARMS[name]
 
 
+def check_comparable(names: Iterable[str]) -> None:
+    """See that arms compete in one place.
+
+    Raises:
+        ValueError: an unknown arm, or some fill a slot and others are whole networks.
+    """
+    arms = [arm(name) for name in names]
+    whole, slots = ([a.name for a in arms if a.whole is kind] for kind in (True, False))
+    if whole and slots:
+        raise ValueError(
+            f"{', '.join(slots)} fill the slot of one small network and {', '.join(whole)} are whole networks, so "
+            "their accuracies say nothing about each other: compare either kind alone"
+        )
+
+
 def slot_stride(image_size: int) -> int:
     """Stride of the slot: 1 on images below 16 pixels (8x8 digits), 2 above (28x28)."""
     return 1 if image_size < 16 else 2
 
 
-def build_model(arm_name: str, image_shape: tuple[int, int, int], n_classes: int, seed: int) -> SlotCNN:
-    """The slot CNN of one arm, initialized from `seed` alone.
+def build_model(arm_name: str, image_shape: ImageShape, n_classes: int, seed: int) -> SlotCNN | WholeNetwork:
+    """The model of one arm, initialized from `seed` alone.
 
     The layers after the slot start from the same weights in every arm of the same seed.
 
@@ -202,8 +307,13 @@ def build_model(arm_name: str, image_shape: tuple[int, int, int], n_classes: int
     """
     channels, height, width = image_shape
     if height != width or height < 5:
-        raise ValueError(f"the slot CNN takes square images of at least 5x5 pixels, but these are {height}x{width}")
+        raise ValueError(f"the networks take square images of at least 5x5 pixels, but these are {height}x{width}")
     chosen = arm(arm_name)
+    if chosen.network is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return WholeNetwork(chosen.network(image_shape, n_classes))
+    assert chosen.build is not None
     stride = slot_stride(height)
     slot_size = (height - SLOT_KERNEL) // stride + 1
     with torch.random.fork_rng(devices=[]):

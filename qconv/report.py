@@ -319,6 +319,8 @@ def _feature_maps(path: Path, chosen: Mapping[str, Chosen]) -> dict[str, Any] | 
             limit = figures.symmetric_limit([maps])
             uris = [[figures.image_uri(channel, -limit, limit, "PuOr") for channel in image] for image in maps]
             arms.append({"title": choice.arm.title, "maps": uris, "limit": f"{limit:.2g}"})
+    if not arms:  # an earlier run's file: whole networks have no maps to show
+        return None
     return {"inputs": inputs, "labels": stored["labels"].tolist(), "arms": arms}
 
 
@@ -412,6 +414,7 @@ def write_report(report: Report, out: Path) -> Path:
         features=_feature_maps(out / FEATURES, report.chosen),
         settings=settings,
         tuning=_tuning(report.rows, report.chosen),
+        whole=any(line.chosen.arm.whole for line in report.lines),
         learning_rates=LEARNING_RATES,
         multipliers=SLOT_LR_MULTIPLIERS,
         scopes=sorted({row.measured_scope for row in report.rows}),

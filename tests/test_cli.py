@@ -58,6 +58,19 @@ def test_compare_from_command_to_report(capsys, tmp_path):
     assert (out / "rows.csv").read_bytes() == before
 
 
+def test_compare_whole_networks(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, said, errors = call(capsys, *TINY, "--arms", "a_deformed,a_deformed_control", "--out", str(out))
+    assert (code, errors) == (0, "")
+    assert arms_in(out / "table.csv") == {"a_deformed", "a_deformed_control"}
+    assert not (out / "features.safetensors").exists()
+    assert "against A, linear on h, X, hX (" in said.strip().splitlines()[-1]
+    code, _, errors = call(capsys, *TINY, "--arms", "a_deformed,float", "--out", str(tmp_path / "mixed"))
+    assert code == 2
+    assert "compare either kind alone" in errors
+    assert not (tmp_path / "mixed").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -22,6 +22,7 @@ from qconv import __version__
 from qconv.backends.operators import fast_installed
 from qconv.data import load_dataset
 from qconv.experiment import check_agreement, grid, load_model, run, run_task, save_feature_maps
+from qconv.models import DEFAULT_ARMS
 from qconv.rows import COLUMNS, RunFolder, Task, model_path, read_rows
 from qconv.train import evaluate
 
@@ -89,8 +90,11 @@ def test_grid_gives_every_arm_the_same_settings_on_every_seed():
         assert len({(t.seed, *t.setting) for t in tasks if t.arm == arm}) == 4 * 3
     assert {task.n_train for task in tasks} == {None}
     assert {task.n_train for task in grid("mnist", ["float"])} == {10_000}
+    assert {task.arm for task in grid("digits")} == set(DEFAULT_ARMS)
     with pytest.raises(ValueError, match="did you mean 'float'"):
         grid("digits", ["flot"])
+    with pytest.raises(ValueError, match="int8 fill the slot of one small network and mps are whole networks"):
+        grid("digits", ["int8", "mps"])
     with pytest.raises(ValueError, match="at least one arm and one seed, but has 0 and 3"):
         grid("digits", [])
 
@@ -361,6 +365,7 @@ def test_rows_of_another_version_of_qconv_are_not_mixed_with_ours(finished, monk
 def test_tasks_of_two_kinds_do_not_share_a_folder(tmp_path):
     tasks = tiny() + grid("digits", ["float"], range(1), epochs=3, n_train=100)
     refuse(tasks, tmp_path / "out", "these differ")
+    refuse(tiny() + tiny(["a_pbnn"]), tmp_path / "out", "a_pbnn are whole networks")
     refuse([], tmp_path / "out", "no tasks")
     assert not (tmp_path / "out").exists()
 
@@ -423,6 +428,16 @@ def test_feature_maps_are_the_slots_outputs_on_two_classes(tmp_path, finished):
     for task in tasks:
         slot = load_model(task, out).slot
         torch.testing.assert_close(tensors[f"map/{task.arm}"], slot(tensors["images"]).detach())
+
+
+def test_a_whole_networks_row_has_one_account(tmp_path):
+    task = tiny(["a_deformed"])[0]
+    row = run_task(task, tmp_path)
+    assert row.slot_parameters == row.parameters == 3 * 640 + 20
+    assert row.slot_counts == row.counts
+    assert row.slot_energy == row.energy
+    split = load_dataset("digits").split(task.seed, n_train=100)
+    assert evaluate(load_model(task, tmp_path), *split.test).accuracy == row.test_accuracy
 
 
 def test_trained_kernel_on_other_simulators(finished):
