@@ -114,8 +114,9 @@ class Record:
         return next((c for c in self.comparisons if (c.workload, c.peer) == (workload, peer)), None)
 
     def of(self, workload: str) -> list[Comparison]:
-        """All comparisons of a workload."""
-        return [c for c in self.comparisons if c.workload == workload]
+        """All comparisons of a workload, us and nn.Conv2d alone first."""
+        found = [c for c in self.comparisons if c.workload == workload]
+        return sorted(found, key=lambda c: c.peer is not None)
 
     def peak(self, workload: str, system: str) -> Memory | None:
         """The memory of a system, if it was measured."""

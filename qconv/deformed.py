@@ -9,11 +9,7 @@ of mean m = c0 + c1 X + c2 h, and independent of the other synapses': a neuron's
 sum m and N - sum m^2. Squares of m are polynomials of h and X, so both moments are ordinary convolutions of maps.
 
 "neighbors" entangles the inputs in pairs first, by a gate of SO(4) for each output and pair. The two agreements of a
-pair are then correlated, pairs stay independent. Traceless real symmetric operators of two qubits are 3x3 matrices T on
-which SO(4) acts by rotations from both sides, T -> R_1 T R_2^T (it is SU(2) x SU(2) up to a sign): with
-e = SX, the antisymmetric matrix of two, the generators are J = (S(x)e, X(x)e, -e(x)1) and K = (1(x)e, e(x)X, e(x)S),
-and T_ab stands for -J_a K_b = [[S1, -XS, XX], [X1, SS, -SX], [ee, -1X, -1S]]. A product state reads each entry as a
-product of h or X of both qubits, and ee, whose mean is 0 in real states, not at all.
+pair are then correlated, pairs stay independent; see deformed_pairs.py.
 """
 
 from __future__ import annotations
@@ -23,16 +19,15 @@ from collections.abc import Sequence
 from math import gcd, pi
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from circuits.circuit import Circuit
 from circuits.naming import unknown
 from qconv.binary_laws import operations, transverse
 from qconv.deformed_circuit import count_threshold, neuron_angles, neuron_circuit
+from qconv.deformed_pairs import INPUTS, LINEAR, READOUT, SQUARE, SQUARING, columns, tiling
 from qconv.patches import Pair
 from qconv.probabilistic import (
     BinaryNeurons,
@@ -44,69 +39,6 @@ from qconv.probabilistic import (
 )
 
 DEFORMATIONS = ("none", "input", "traceless", "pair", "neighbors")
-INPUTS = ("coherent", "mixed")
-
-# Monomials of one input after the constant: those of a mean, and those of its square.
-_LINEAR = {"coherent": ("h", "X"), "mixed": ("h",)}
-_SQUARE = {"coherent": ("h", "X", "hh", "hX"), "mixed": ("h", "hh")}
-
-
-def tiling(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Taps of a kernel, numbered row by row, in neighboring pairs: (first ones, second ones, what remains).
-
-    Columns 0-1, 2-3, ... of every row, row by row; then, if a column remains, its rows 0-1, 2-3, ...
-    """
-    grid = np.arange(height * width).reshape(height, width)
-    across, down = width // 2 * 2, height // 2 * 2 if width % 2 else 0
-    first = [grid[:, 0:across:2].ravel(), grid[0:down:2, across:].ravel()]
-    second = [grid[:, 1:across:2].ravel(), grid[1:down:2, across:].ravel()]
-    return np.concatenate(first), np.concatenate(second), grid[down:, across:].ravel()
-
-
-def _readout() -> NDArray[np.float64]:
-    """(9, 9): a flattened 3x3 matrix T -> its coefficients on (1, h, X) of one input times (1, h, X) of the other."""
-    table = np.zeros((3, 3, 3, 3))
-    for a, b, i, j, sign in (
-        *((0, 0, 1, 0, 1), (0, 1, 2, 1, -1), (0, 2, 2, 2, 1)),
-        *((1, 0, 2, 0, 1), (1, 1, 1, 1, 1), (1, 2, 1, 2, -1)),
-        *((2, 1, 0, 2, -1), (2, 2, 0, 1, -1)),
-    ):
-        table[a, b, i, j] = sign
-    return table.reshape(9, 9)
-
-
-def _squaring(inputs: str) -> NDArray[np.float64]:
-    """(n^4, m^2): products of two coefficients of a mean -> coefficients of its square, where X^2 = 1 - h^2.
-
-    A mean has coefficients on products of monomials of two inputs, n each, and its square on m each.
-    """
-    names, squares = ("1", *_LINEAR[inputs]), ("1", *_SQUARE[inputs])
-    table = np.zeros((len(names), len(names), len(squares)))
-    for i, left in enumerate(names):
-        for j, right in enumerate(names):
-            if left == right == "X":
-                table[i, j, 0], table[i, j, squares.index("hh")] = 1, -1
-            else:
-                product = "".join(sorted((left + right).replace("1", ""), reverse=True)) or "1"
-                table[i, j, squares.index(product)] = 1
-    both: NDArray[np.float64] = np.einsum("ikm,jln->ijklmn", table, table)
-    return both.reshape(len(names) ** 4, len(squares) ** 2)
-
-
-_READOUT = _readout()
-_SQUARING = {inputs: _squaring(inputs) for inputs in INPUTS}
-
-
-def _columns(a: Tensor, b: Tensor, c: Tensor, d: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The columns (..., 3) of the rotation of a quaternion a + b i + c j + d k of squared norm `norm`."""
-    f = 2 / norm
-    entries = (
-        (1 - f * (c * c + d * d), f * (b * c + a * d), f * (b * d - a * c)),
-        (f * (b * c - a * d), 1 - f * (b * b + d * d), f * (c * d + a * b)),
-        (f * (b * d + a * c), f * (c * d - a * b), 1 - f * (b * b + c * c)),
-    )
-    first, second, third = (torch.stack(column, dim=-1) for column in entries)
-    return first, second, third
 
 
 class _Deformed(BinaryNeurons):
@@ -217,12 +149,12 @@ class _Deformed(BinaryNeurons):
         x, y, yy, zz = self.gate.unbind(-1)
         # A gate's swing after RY on either qubit, which turns about the third axis of J and the first of K.
         cos, sin, ccos, csin = torch.cos(a / 2), torch.sin(a / 2), torch.cos(aa / 2), torch.sin(aa / 2)
-        left = _columns(cos, x * cos + y * sin, y * cos - x * sin, sin, 1 + x * x + y * y)
-        right = _columns(ccos, -csin, yy * ccos - zz * csin, zz * ccos + yy * csin, 1 + yy * yy + zz * zz)
+        left = columns(cos, x * cos + y * sin, y * cos - x * sin, sin, 1 + x * x + y * y)
+        right = columns(ccos, -csin, yy * ccos - zz * csin, zz * ccos + yy * csin, 1 + yy * yy + zz * zz)
         # What S1, SS and -1S become.
         one, both, other = (u[..., :, None] * v[..., None, :] for u, v in zip(left, right, strict=True))
         r, rr, c, cc = (t[..., None, None] for t in (r, rr, c, cc))
-        table = torch.as_tensor(_READOUT, dtype=a.dtype, device=a.device)
+        table = torch.as_tensor(READOUT, dtype=a.dtype, device=a.device)
         found = []
         for matrix, constant in (
             (r * one - rr * other, c + cc),
@@ -235,12 +167,12 @@ class _Deformed(BinaryNeurons):
     def _pair_terms(self, with_variance: bool) -> tuple[Tensor, Tensor | None]:
         """Coefficients (..., pairs, m, m) of the pairs' moments, on (1, monomials) of either input."""
         total, product = self.pair_coefficients()
-        n = 1 + len(_LINEAR[self.inputs])
+        n = 1 + len(LINEAR[self.inputs])
         total, product = total[..., :n, :n], product[..., :n, :n]
         if not with_variance:
             return total, None
-        n_squares = 1 + len(_SQUARE[self.inputs])
-        table = torch.as_tensor(_SQUARING[self.inputs], dtype=total.dtype, device=total.device)
+        n_squares = 1 + len(SQUARE[self.inputs])
+        table = torch.as_tensor(SQUARING[self.inputs], dtype=total.dtype, device=total.device)
         flat = total.flatten(-2)
         square = ((flat[..., :, None] * flat[..., None, :]).flatten(-2) @ table).reshape(
             *total.shape[:-2], n_squares, n_squares
@@ -258,10 +190,10 @@ class _Deformed(BinaryNeurons):
             return super().sums(h, with_variance)
         single = self.terms()
         of_mean, of_variance = self._pair_terms(with_variance)
-        names = (_SQUARE if with_variance else _LINEAR)[self.inputs]
+        names = (SQUARE if with_variance else LINEAR)[self.inputs]
         found = monomials(h, names)
         mean = self._sum_over(
-            found, _LINEAR[self.inputs], of_mean, single.mean, self._flat(self._center_and_radius()[0])
+            found, LINEAR[self.inputs], of_mean, single.mean, self._flat(self._center_and_radius()[0])
         )
         if of_variance is None:
             return mean, None
@@ -314,7 +246,7 @@ class _Deformed(BinaryNeurons):
     def _sum_operations(self, with_variance: bool, units: int, read: int) -> tuple[int, Counter[str]]:
         if self.deformation != "neighbors":
             return super()._sum_operations(with_variance, units, read)
-        levels = [_LINEAR[self.inputs], *([_SQUARE[self.inputs]] if with_variance else [])]
+        levels = [LINEAR[self.inputs], *([SQUARE[self.inputs]] if with_variance else [])]
         assert self.gate is not None
         pairs = self.gate[0].numel() // 4
         macs = sum(self.fan_in * len(names) + pairs * len(names) ** 2 for names in levels)

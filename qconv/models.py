@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from circuits.naming import unknown
 from classical.layers import QuantizedConv2d
-from qconv.binary_laws import PixelBits
+from qconv.binary_modules import PixelBits
 from qconv.deformed import QuantumDeformedConv2d
 from qconv.layers import FourierConv2d, QuantumConv2d
 from qconv.networks import NETWORKS, ImageShape

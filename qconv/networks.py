@@ -23,7 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qconv.binary_laws import RSQRT, PixelBits, handed_on, operations
+from qconv.binary_laws import RSQRT, handed_on, operations
+from qconv.binary_modules import PixelBits
 from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear
 from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear, monomial_operations, monomials
 from qconv.tensor_layers import TensorNetworkConv2d

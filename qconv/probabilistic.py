@@ -10,12 +10,11 @@ zeros are inputs h = 0, fair coins; reflected, replicated and wrapped pixels are
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from math import log, prod
-from typing import NamedTuple, TypeVar
+from math import prod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,6 @@ from qconv.binary_laws import (
     ACTIVATION,
     RSQRT,
     Moments,
-    StochasticBatchNorm1d,
-    StochasticBatchNorm2d,
     agreement_law,
     binary_concrete,
     corrected_activation,
@@ -39,6 +36,7 @@ from qconv.binary_laws import (
     sign,
     transverse,
 )
+from qconv.binary_modules import StochasticBatchNorm1d, StochasticBatchNorm2d
 from qconv.patch_conv import PatchConv2d
 from qconv.patches import Pair, fold, pad, unfold, whole
 
@@ -47,7 +45,6 @@ OUTPUTS = ("activation", "sample", "moments", "mean")
 MODES = ("map", "ternary", "sample")
 
 _CERTAIN = 20.0  # tanh(20) is exactly 1, in float64 too
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class Terms(NamedTuple):
@@ -498,84 +495,3 @@ class ProbabilisticBinaryLinear(BinaryNeurons):
     def extra_repr(self) -> str:
         """The arguments that define the layer."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{super().extra_repr()}"
-
-
-def binarize(model: Model, mode: str = "map", generator: torch.Generator | None = None) -> Model:
-    """A copy of a model whose binary layers have weights of exactly -1 and +1, and give signs.
-
-    Its inputs and the norms' statistics stay; `reestimate` fits the latter to the drawn weights.
-
-    Args:
-        model: With ProbabilisticBinary layers, or QuantumDeformed ones without deformation.
-        mode: "map": the likelier value. "ternary": that, or 0 where its probability is below 3/4. "sample": a draw.
-        generator: Source of the draws; None for torch's global one.
-
-    Raises:
-        ValueError: For an unknown mode, or a model without such layers.
-
-    Source: Peters & Welling, Probabilistic Binary Neural Networks (arXiv:1809.03368), section 5.
-    """
-    result = copy.deepcopy(model)
-    layers = [module for module in result.modules() if isinstance(module, BinaryNeurons)]
-    if not layers:
-        raise ValueError("model has 0 probabilistic binary layers: there is nothing to binarize")
-    for layer in layers:
-        layer.binarize_(mode, generator)
-    return result
-
-
-class Ensemble(nn.Module):
-    """Classifiers averaged: the logarithm of the mean of their class probabilities."""
-
-    def __init__(self, members: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """What each member takes -> log-probabilities (B, classes)."""
-        scores = torch.stack([torch.log_softmax(member(images), dim=-1) for member in self.members])
-        return torch.logsumexp(scores, dim=0) - log(len(self.members))
-
-
-def ensemble(model: nn.Module, n: int, generator: torch.Generator | None = None) -> Ensemble:
-    """Average `n` networks with drawn binary weights; see `binarize`."""
-    return Ensemble(binarize(model, "sample", generator) for _ in range(whole(n, "n", 1)))
-
-
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of a model's stochastic norms by their average over batches, in place.
-
-    Weights stay, and so do the modes of modules. Some 20 batches serve a network with drawn weights.
-
-    Args:
-        model: Called on each batch.
-        batches: Inputs.
-
-    Raises:
-        ValueError: For a model without stochastic norms, or no batches.
-    """
-    norms = [m for m in model.modules() if isinstance(m, StochasticBatchNorm1d | StochasticBatchNorm2d)]
-    if not norms:
-        raise ValueError("model has 0 stochastic batch norms: there are no statistics to estimate")
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    seen = 0
-    try:
-        for norm in norms:
-            norm.train()
-            norm.momentum = None
-        with torch.no_grad():
-            for batch in batches:
-                if seen == 0:
-                    for norm in norms:
-                        norm.reset_running_stats()
-                model(batch)
-                seen += 1
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    if not seen:
-        raise ValueError("batches are empty: give at least 1")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import FourierConv2d, QuantumConv2d, Unsupported, simulate
-from qconv.tensors import conversions
 from qconv.fourier_conv import Spectrum
 from qconv.patches import unfold
 from qconv.tensor_layers import TensorNetworkConv2d
+from qconv.tensors import conversions
 from qconv.tensors.circuits import TreeNetwork, isometric_circuit, layer_network, train_network
 from qconv.tensors.conversions import KernelTrain, kernel_to_tensor_train
 from qconv.tensors.trains import canonical, inner, norm, to_dense

@@ -9,10 +9,12 @@ import torch
 from scipy.linalg import expm
 from torch import nn
 
+from qconv.binarization import binarize
 from qconv.binary_laws import Moments, agreement_law
-from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear, tiling
+from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear
+from qconv.deformed_pairs import tiling
 from qconv.energy import count
-from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear, binarize
+from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear
 from qconv.testing import check_layer
 
 # A bit's operator, value +1 for |1>, and the real matrices of two.

@@ -8,13 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from qconv.binarization import binarize, ensemble, reestimate
 from qconv.binary_laws import (
-    BinaryActivation,
     Moments,
-    PixelBits,
-    ProbabilisticMaxPool2d,
-    StochasticBatchNorm1d,
-    StochasticBatchNorm2d,
     agreement_law,
     binary_concrete,
     corrected_activation,
@@ -22,14 +18,15 @@ from qconv.binary_laws import (
     normal_activation,
     transverse,
 )
-from qconv.energy import count
-from qconv.probabilistic import (
-    ProbabilisticBinaryConv2d,
-    ProbabilisticBinaryLinear,
-    binarize,
-    ensemble,
-    reestimate,
+from qconv.binary_modules import (
+    BinaryActivation,
+    PixelBits,
+    ProbabilisticMaxPool2d,
+    StochasticBatchNorm1d,
+    StochasticBatchNorm2d,
 )
+from qconv.energy import count
+from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear
 from qconv.testing import check_layer
 
 DTYPES = {torch.float32: 2e-5, torch.float64: 1e-12}

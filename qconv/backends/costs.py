@@ -5,8 +5,9 @@
 `run` are the multiplications that a call's patches need in inference, which is what the ledger counts; `built` those
 that turn the weights into what all patches share, which happens once a call, and in inference not at all where it is
 kept. A latency and two rates describe a way to evaluate a circuit, others in training than in inference. Those of
-the compiled ways in inference were fitted on two cores of one machine and rounded (benchmarks/costs.py fits anew and
-says how often the cheapest way was chosen); the others are estimates beside them. On devices other than the CPU the
+the compiled ways in inference were fitted on two cores of one machine and rounded; the others are estimates beside
+them. benchmarks/costs.py checks all of them against the clock, says how often the cheapest way was chosen, and fits
+anew. On devices other than the CPU the
 compiled loops do not run, and the rates of the plain torch ways are taken for the CPU's: this was not measured.
 """
 
