@@ -1,6 +1,8 @@
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +16,15 @@ torch.set_num_threads(1)
 # Circuits of unlike sizes take unlike times, and some backends compile on first use.
 settings.register_profile("qconv", deadline=None, max_examples=30, print_blob=True)
 settings.load_profile("qconv")
+
+
+@pytest.fixture(autouse=True)
+def _compile_from_scratch() -> Iterator[None]:
+    yield
+    # torch counts what it compiled of a function that many layers share, and stops at some number in a process.
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def pytest_configure(config: pytest.Config) -> None:
