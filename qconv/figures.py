@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 # Family -> color, and a marker for each of its arms: told apart in gray print too, legible on white and on near-black.
 FAMILIES = {
     "conventional": ("#d9772b", "sD^v<>"),
-    "quantum": ("#7a5cf0", "op8HhD"),
-    "quantum-inspired": ("#c2458f", "op8HhD"),
+    "quantum": ("#7a5cf0", "opdH8h"),
+    "quantum-inspired": ("#c2458f", "opdH8h"),
     "control": ("#2a9183", "XP*hv^"),
 }
 _SIDE_BY_SIDE = 1.06  # ratio of drawn energies between arms of (nearly) the same energy
