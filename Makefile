@@ -21,7 +21,7 @@ lint: .venv/.installed-test
 
 bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.quanvolution --json runs/benchmark.json $(BENCH)
-	$(BIN)/python -m benchmarks.costs
+	$(if $(findstring --quick,$(BENCH)),,$(BIN)/python -m benchmarks.costs)
 
 # torch first and pinned: an open range lets the installer fetch gigabytes of GPU libraries on a CPU machine.
 .venv/.installed: pyproject.toml constraints.txt

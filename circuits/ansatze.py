@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -164,6 +165,8 @@ def ansatz(name: str, wires: int, depth: int = 2, seed: int = 0) -> Circuit:
         ValueError: For an unknown name, or fewer than one wire or layer.
     """
     found = find_ansatz(name)
-    if wires < 1 or depth < 1:
-        raise ValueError(f"kernel {name!r} was given {wires} wires and depth {depth}: both must be at least 1")
+    if not all(isinstance(number, Integral) for number in (wires, depth)) or wires < 1 or depth < 1:
+        raise ValueError(
+            f"kernel {name!r} was given {wires} wires and depth {depth}: both must be whole numbers of at least 1"
+        )
     return found.build(wires, depth, seed)

@@ -360,6 +360,10 @@ def surrogate(
     """
     if not circuit.observables:
         raise ValueError("circuit has 0 observables: add at least one with circuit.with_observables(('Z...',))")
+    if not isinstance(weights, Tensor):
+        raise ValueError(
+            f"weights are a {type(weights).__name__}: give a torch.Tensor, such as torch.as_tensor(weights)"
+        )
     if weights.ndim not in (1, 2) or weights.shape[-1] != circuit.n_weights:
         raise ValueError(
             f"circuit takes {circuit.n_weights} weights but weights have shape {tuple(weights.shape)}: give "

@@ -390,3 +390,12 @@ def test_errors_say_both_values(make, says):
     with pytest.raises(ValueError) as error:
         make()
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("kernel_name", ["heisenberg", "strongly_entangling"])
+def test_torch_compiles_the_plain_path_without_breaks(kernel_name):
+    layer = QuantumConv2d(1, 4, 2, kernel=kernel_name, backend="fourier")
+    layer._compile().fused = None
+    images = torch.rand(2, 1, 5, 5)
+    found = torch.compile(layer, fullgraph=True, backend="aot_eager")(images)
+    torch.testing.assert_close(found, layer(images))

@@ -86,6 +86,18 @@ class PauliOp:
     angle: Angle | None = None
     pauli: str | None = None
 
+    def entries(self) -> list[list[tuple[int, int, float]]]:
+        """By row the (part, column, number) that are not 0, of a transfer matrix."""
+        return [
+            [
+                (k, column, float(part[row, column]))
+                for k, part in enumerate(self.parts)
+                for column in range(part.shape[1])
+                if abs(part[row, column]) > 1e-14
+            ]
+            for row in range(len(self.parts[0]))
+        ]
+
     def form(self) -> tuple[object, ...]:
         """What it does apart from the numbers in its angle: equal forms are evaluated together."""
         source = None if self.angle is None else self.angle.source
@@ -150,7 +162,8 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
         if encodes and (len(gate.wires) > 1 or gate.depends_on("weight")):
             raise Unsupported(
                 f"backend 'fourier' needs a product encoding but gate {position} ({gate.text()}) stands before the "
-                "last feature of its wire and is entangling or trainable (re-uploading): use 'statevector'"
+                "last feature of its wire and is entangling or trainable (re-uploading): use "
+                + ("'statevector'" if noise is None else "'qiskit', or PennyLane's device 'default.mixed'")
             )
         (encoders[gate.wires[0]] if encodes else block).extend(noisy_ops(gate, noise))
     return encoders, block
@@ -319,6 +332,9 @@ class WireFeatures:
         for wire, ops in enumerate(encoders):
             alike.setdefault((tuple(self.active[wire]), *(op.form() for op in ops)), []).append(wire)
         self._alike = list(alike.values())
+        self._digits = [active.tolist() for active in self.active]
+        # Plain numbers: torch.compile would look into arrays, and stop there.
+        self._entries = {wires[0]: [op.entries() for op in encoders[wires[0]]] for wires in self._alike}
 
     @staticmethod
     def bloch(ops: list[PauliOp], angles: Real) -> Real:
@@ -342,32 +358,27 @@ class WireFeatures:
         columns = inputs.t()
         result: list[Tensor] = [inputs.new_empty(0)] * len(self.encoders)
         for wires in self._alike:
-            values = self._evaluate([self.encoders[wire] for wire in wires], columns)
+            values = self._evaluate([self.encoders[wire] for wire in wires], self._entries[wires[0]], columns)
             one = inputs.new_ones(()).expand(len(wires), inputs.shape[0])
-            chosen = [one, *(values[int(digit)] for digit in self.active[wires[0]])]
+            chosen = [one, *(values[digit] for digit in self._digits[wires[0]])]
             stacked = torch.stack(chosen, dim=1)
             for wire, features in zip(wires, stacked, strict=True):
                 result[wire] = features
         return result
 
-    def _evaluate(self, encoders: list[list[PauliOp]], columns: Tensor) -> dict[int, Tensor]:
+    def _evaluate(
+        self, encoders: list[list[PauliOp]], entries: list[list[list[tuple[int, int, float]]]], columns: Tensor
+    ) -> dict[int, Tensor]:
         # Components are plain numbers until an angle makes them tensors, so that zeros cost nothing.
         vector: list[Tensor | float] = [1.0, 0.0, 0.0, 1.0]
-        for k, op in enumerate(encoders[0]):
+        for k, (op, rows) in enumerate(zip(encoders[0], entries, strict=True)):
             trigonometry: tuple[Tensor | float, ...] = (1.0, 0.0, 0.0)
             if op.angle is not None:
                 angles = self._angles([encoder[k].angle for encoder in encoders], columns)
                 trigonometry = (1.0, torch.cos(angles), torch.sin(angles))
             vector = [
-                _sum(
-                    [
-                        _times(_times(value, float(part[row, column])), turn)
-                        for part, turn in zip(op.parts, trigonometry, strict=True)
-                        for column, value in enumerate(vector)
-                        if abs(part[row, column]) > 1e-14
-                    ]
-                )
-                for row in range(4)
+                _sum([_times(_times(vector[column], number), trigonometry[part]) for part, column, number in row])
+                for row in rows
             ]
         shape = (len(encoders), columns.shape[1])
         return {k: v.expand(shape) for k, v in enumerate(vector) if isinstance(v, Tensor)}
