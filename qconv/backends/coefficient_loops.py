@@ -120,8 +120,7 @@ class _Filter:
         group = b.udiv(self._number, data[PER_GROUP])
         place = b.mul(b.urem(self._number, data[PER_GROUP]), data[OBSERVABLES])
         left = b.sub(data[OUTS], place)
-        count = b.select(b.icmp_signed("<", left, data[OBSERVABLES]), left, data[OBSERVABLES])
-        with lanes.loop(count) as o:
+        with lanes.loop(lanes.least(left, data[OBSERVABLES])) as o:
             yield o, b.mul(b.add(b.add(b.mul(group, data[OUTS]), place), o), data[NUMBERS])
 
     @contextmanager

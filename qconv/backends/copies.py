@@ -14,10 +14,6 @@ SHORT = 8
 SLACK = 16  # the longest vector
 
 
-def _least(lanes: Lanes, a: Value, b: Value) -> Value:
-    return lanes.builder.select(lanes.builder.icmp_signed("<", a, b), a, b)
-
-
 def copy_block(lanes: Lanes, source: Value, apart: Value, target: Value, off: Value, count: Value, rows: Value) -> None:
     """target[i off + j] = source[i apart + j] for all rows i and all j < count."""
     b = lanes.builder
@@ -27,7 +23,7 @@ def copy_block(lanes: Lanes, source: Value, apart: Value, target: Value, off: Va
             here, there = lanes.move(source, b.mul(row, apart)), lanes.move(target, b.mul(row, off))
             with lanes.loop(lanes.vectors(lanes.plus(count, lanes.size - 1))) as index:
                 # The last vector overlaps the one before.
-                first = _least(lanes, lanes.times(index, lanes.size), last)
+                first = lanes.least(lanes.times(index, lanes.size), last)
                 lanes.store(lanes.load(here, first), there, first)
         with short, lanes.loop(rows) as row, lanes.loop(count) as j:
             value = lanes.read(source, b.add(b.mul(row, apart), j))
@@ -97,7 +93,7 @@ def add_rows(
             to, here = lanes.move(target, lanes.whole(offsets, k)), lanes.move(source, b.mul(k, length))
             with lanes.loop(short.vectors(lanes.plus(count, SHORT - 1))) as index:
                 wanted = lanes.times(index, SHORT)
-                first = _least(lanes, wanted, last)
+                first = lanes.least(wanted, last)
                 # What the vector before added is not added again.
                 value = short.from_lane(short.load(here, first), b.sub(wanted, first))
                 place = lanes.times(first, apart)

@@ -170,6 +170,10 @@ class Lanes:
         """An index plus a number."""
         return self.builder.add(index, self.index(number) if isinstance(number, int) else number)
 
+    def least(self, a: Value, b: Value) -> Value:
+        """The smaller of two indices."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
     def shuffle(self, a: Value, b: Value, places: list[int]) -> Value:
         """Numbers chosen from two vectors, counted through both."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))

@@ -71,6 +71,14 @@ def _offsets(taps: int) -> int:
     return -(-24 * taps // BYTES) * BYTES
 
 
+def _pixels(lanes: Lanes, data: Data) -> Value:
+    """Numbers in IMAGES."""
+    count = data[BATCH]
+    for field in (CHANNELS, HEIGHT, WIDTH):
+        count = lanes.builder.mul(count, data[field])
+    return count
+
+
 class _Blocks:
     """Blocks of patches, one after the other in a thread's memory.
 
@@ -113,8 +121,7 @@ class _Blocks:
         image = b.add(first, b.mul(b.udiv(number, each), data[ROWS]))
         start = b.add(first, b.mul(number, data[BLOCK_ROWS]))
         left = b.select(self._in_place, b.sub(data[ROWS], line), b.sub(last, start))
-        fewer = b.icmp_signed("<", left, data[BLOCK_ROWS])
-        return b.select(self._in_place, b.add(image, line), start), b.select(fewer, left, data[BLOCK_ROWS])
+        return b.select(self._in_place, b.add(image, line), start), self._lanes.least(left, data[BLOCK_ROWS])
 
     def _in_image(self) -> Value:
         return self._up(self._data[ROWS], self._data[BLOCK_ROWS])
@@ -166,9 +173,7 @@ class _Blocks:
 
     def _gather(self, group: Value, row: Value, rows: Value) -> None:
         lanes, data, b = self._lanes, self._data, self._lanes.builder
-        numbers = data[BATCH]
-        for field in (CHANNELS, HEIGHT, WIDTH):
-            numbers = b.mul(numbers, data[field])
+        numbers = _pixels(lanes, data)
         with lanes.loop(rows) as i:
             self._places(group, b.add(row, i))
             copy_rows(
@@ -229,7 +234,7 @@ class _Blocks:
             # Rows of one image lie together, and so they do in the block if no columns are left out.
             start = b.select(b.icmp_signed(">", row, edge), row, edge)
             end, below = b.add(row, rows), b.add(edge, height)
-            together = b.sub(b.select(b.icmp_signed("<", end, below), end, below), start)
+            together = b.sub(lanes.least(end, below), start)
             whole = b.icmp_signed("==", pitch, columns)
             count = b.select(whole, b.mul(together, columns), columns)
             lines = b.select(whole, lanes.index(1), together)
@@ -244,9 +249,7 @@ class _Blocks:
 def _planes(lanes: Lanes, data: Data) -> None:
     b = lanes.builder
     images, planes, waves, numbers = data.floats(IMAGES), data.floats(PLANES), data.floats(WAVES), data[NUMBERS]
-    count = data[BATCH]
-    for field in (CHANNELS, HEIGHT, WIDTH):
-        count = b.mul(count, data[field])
+    count = _pixels(lanes, data)
     vectors = b.udiv(count, lanes.index(LANES))
     rest = data.memory()
     with data.parts() as part:

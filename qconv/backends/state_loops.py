@@ -322,15 +322,12 @@ def _blocks(lanes: Lanes, data: Data, backward: bool) -> None:
     b, rows = lanes.builder, data.memory()
     size = lanes.times(data[TILES], lanes.size)
 
-    def least(one: Value, other: Value) -> Value:
-        return b.select(b.icmp_signed("<", one, other), one, other)
-
     with data.parts() as part:
         first = b.mul(data[CHUNK], part)
-        last = least(data[PATCHES], b.add(first, data[CHUNK]))
+        last = lanes.least(data[PATCHES], b.add(first, data[CHUNK]))
         with lanes.loop(b.udiv(lanes.plus(b.add(b.sub(last, first), size), -1), size)) as k:
             patch = b.add(first, b.mul(k, size))
-            block = _Block(lanes, rows, data, patch, least(size, b.sub(last, patch)))
+            block = _Block(lanes, rows, data, patch, lanes.least(size, b.sub(last, patch)))
             if backward:
                 block.slopes_of_values(part)
             else:

@@ -40,10 +40,6 @@ def block(bits: int, backward: bool) -> int:
     return (BACKWARD_TILE if backward else FORWARD_TILE) * BYTES * 8 // bits
 
 
-def _least(lanes: Lanes, a: Value, b: Value) -> Value:
-    return lanes.builder.select(lanes.builder.icmp_signed("<", a, b), a, b)
-
-
 class _Reader:
     """Reads whole numbers one after the other."""
 
@@ -120,13 +116,13 @@ class _Block:
         """Repeat for all blocks of a part: first patch, how many."""
         lanes, b = self._lanes, self._lanes.builder
         first, last = (
-            _least(lanes, b.mul(b.udiv(b.mul(self[UNITS], k), self[PARTS]), self[UNIT]), self[PATCHES])
+            lanes.least(b.mul(b.udiv(b.mul(self[UNITS], k), self[PARTS]), self[UNIT]), self[PATCHES])
             for k in (part, lanes.plus(part, 1))
         )
         width = self._tile * lanes.size
         with lanes.loop(b.udiv(lanes.plus(b.sub(last, first), width - 1), lanes.index(width))) as k:
             start = b.add(first, lanes.times(k, width))
-            yield start, _least(lanes, b.sub(last, start), lanes.index(width))
+            yield start, lanes.least(b.sub(last, start), lanes.index(width))
 
     @contextmanager
     def _runs(self, start: Value, count: Value, group: Value) -> Iterator[tuple[Value, Value, Value, Value]]:
@@ -139,7 +135,7 @@ class _Block:
             line = b.add(top, k)
             edge = b.mul(line, columns)
             first = b.select(b.icmp_signed(">", start, edge), start, edge)
-            last = _least(lanes, end, b.add(edge, columns))
+            last = lanes.least(end, b.add(edge, columns))
             image, row = b.udiv(line, self[ROWS]), b.urem(line, self[ROWS])
             places = ((image, self[IMAGE]), (group, self[GROUP]), (row, self[DOWN]), (b.sub(first, edge), self[ACROSS]))
             pixel, out = lanes.index(0), b.sub(first, b.mul(image, self[PLANE]))
@@ -177,7 +173,7 @@ class _Block:
         """A filter's outputs to memory, or added to their slopes from there."""
         lanes, b = self._lanes, self._lanes.builder
         before = b.mul(f, self[RESULTS])
-        kept = _least(lanes, self[RESULTS], b.sub(self[OUTS], before))
+        kept = lanes.least(self[RESULTS], b.sub(self[OUTS], before))
         slots = self.wholes(SLOPE_SLOTS if backward else RESULT_SLOTS)
         with self._runs(start, count, group) as (begin, length, _, out), lanes.loop(kept) as k:
             slot = (self.slopes if backward else self.table).slot(lanes.fixed(slots, k))
