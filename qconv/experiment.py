@@ -32,6 +32,7 @@ from qconv.energy.meter import Meter
 from qconv.energy.prices import estimate
 from qconv.layers import QuantumConv2d
 from qconv.models import (
+    ARMS,
     DEFAULT_ARMS,
     SLOT_CHANNELS,
     SLOT_KERNEL,
@@ -45,9 +46,12 @@ from qconv.models import (
 from qconv.rows import Row, RunFolder, Task, model_path, write_atomically
 from qconv.train import evaluate, fit
 
-LEARNING_RATES = (0.01, 0.03)
-SLOT_LR_MULTIPLIERS = (1.0, 5.0)
-"""The tuning grid: every arm gets the same four settings, no more."""
+SLOT_SETTINGS = tuple((lr, multiplier) for lr in (0.01, 0.03) for multiplier in (1.0, 5.0))
+"""The tuning grid of arms that fill a slot, (lr, slot_lr_multiplier): every arm gets the same four, no more."""
+
+# A whole network is all slot: a multiplier would be one more rate, and chains of many sites want low ones.
+WHOLE_SETTINGS = tuple((lr, 1.0) for lr in (0.001, 0.003, 0.01, 0.03))
+"""The tuning grid of whole networks, as many settings."""
 
 DEFAULT_EPOCHS = {"digits": 20, "mnist": 5, "fashion_mnist": 5}
 DEFAULT_N_TRAIN = {"digits": None, "mnist": 10_000, "fashion_mnist": 10_000}
@@ -86,8 +90,7 @@ def grid(
         Task(dataset, name, seed, lr, multiplier, epochs, batch_size, n_train)
         for seed in seeds
         for name in names
-        for lr in LEARNING_RATES
-        for multiplier in SLOT_LR_MULTIPLIERS
+        for lr, multiplier in (WHOLE_SETTINGS if ARMS[name].whole else SLOT_SETTINGS)
     ]
 
 

@@ -272,6 +272,23 @@ def mps_control(image_shape: ImageShape, n_classes: int) -> nn.Sequential:
     )
 
 
+def mps_convolution(image_shape: ImageShape, n_classes: int) -> nn.Sequential:
+    """A 3x3 convolution, ReLU, pooling and a linear layer on the same cos and sin, with as many numbers to train."""
+    chain = mps_network(image_shape, n_classes)
+    channels, size, _ = image_shape
+    inputs, maps = 2 * channels, size // 4
+    filters = round((_trained(chain) - n_classes) / (9 * inputs + 1 + maps**2 * n_classes))
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        PixelFeatures(FeatureMap("cos_sin")),
+        nn.Conv2d(inputs, filters, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(filters * maps**2, n_classes),
+    )
+
+
 def eps_network(layers: int, image_shape: ImageShape, n_classes: int) -> nn.Sequential:
     """One or two layers of entangled plaquette states, EPS(3, 6) and EPS(2, 6), and a linear layer.
 
@@ -419,10 +436,16 @@ NETWORKS: dict[str, Network] = _deformed_networks() | {
         "quantum-inspired",
         "A matrix product state of bond 10 over the image, 2x2 pixels averaged.",
         mps_network,
-        ("mps_control",),
+        ("mps_control", "mps_convolution"),
     ),
     "mps_control": Network(
         "Hidden layer on cos, sin", "control", "One hidden layer on the same cos and sin, the same size.", mps_control
+    ),
+    "mps_convolution": Network(
+        "3x3 convolution on cos, sin",
+        "control",
+        "A 3x3 convolution and a linear layer on the same cos and sin, the same size.",
+        mps_convolution,
     ),
     "eps": Network(
         "EPS(3,6), linear",

@@ -21,7 +21,7 @@ from circuits.kernels import kernel, kernel_citation
 from qconv import figures
 from qconv.analysis import Chosen, Comparison, Interval, choose_settings, comparisons, joules, signed, verdict
 from qconv.backends.protocol import DEVICE_SHOTS
-from qconv.experiment import AGREEMENT, FEATURES, LEARNING_RATES, SLOT_LR_MULTIPLIERS, Agreement
+from qconv.experiment import AGREEMENT, FEATURES, Agreement
 from qconv.models import SLOT_KERNEL
 from qconv.rows import Row, write_atomically
 
@@ -413,10 +413,10 @@ def write_report(report: Report, out: Path) -> Path:
         circuits=_circuits(report.chosen),
         features=_feature_maps(out / FEATURES, report.chosen),
         settings=settings,
-        tuning=_tuning(report.rows, report.chosen),
         whole=any(line.chosen.arm.whole for line in report.lines),
-        learning_rates=LEARNING_RATES,
-        multipliers=SLOT_LR_MULTIPLIERS,
+        tuning=_tuning(report.rows, report.chosen),
+        learning_rates=[f"{lr:g}" for lr in sorted({lr for lr, _ in settings})],
+        multipliers=[f"{multiplier:g}" for multiplier in sorted({multiplier for _, multiplier in settings})],
         scopes=sorted({row.measured_scope for row in report.rows}),
         versions=sorted({", ".join(f"{k} {v}" for k, v in row.versions.items()) for row in report.rows}),
     )

@@ -91,6 +91,10 @@ def test_grid_gives_every_arm_the_same_settings_on_every_seed():
     assert {task.n_train for task in tasks} == {None}
     assert {task.n_train for task in grid("mnist", ["float"])} == {10_000}
     assert {task.arm for task in grid("digits")} == set(DEFAULT_ARMS)
+    # As many settings for a whole network, which has no slot to be trained faster than the rest.
+    whole = {task.setting for task in grid("digits", ["mps", "mps_control"])}
+    assert len(whole) == len({task.setting for task in grid("digits", ["float"])}) == 4
+    assert {multiplier for _, multiplier in whole} == {1.0}
     with pytest.raises(ValueError, match="did you mean 'float'"):
         grid("digits", ["flot"])
     with pytest.raises(ValueError, match="int8 fill the slot of one small network and mps are whole networks"):

@@ -1,21 +1,22 @@
 """What the scripts beside this file share: tune on validation images, repeat on seeds, print tables from the rows.
 
-Every network gets as many learning rates; seed 0 is trained at each, the validation images choose one, and the other
-seeds are trained at that one alone. Test images choose nothing. Rows and models are kept in folders, one for each
-number of epochs, so a killed run resumes with the same command.
+Every network gets as many learning rates; seed 0 is trained at each and the validation images choose one. While that
+one is the lowest or the highest tried, the next in that direction is tried too, a few times at most: the same rule for
+all. The other seeds are trained at the chosen rate alone. Test images choose nothing. Rows and models are kept in
+folders, one for each number of epochs, so a killed run resumes with the same command.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qconv.analysis import Chosen, Interval, compare
+from qconv.analysis import Chosen, Comparison, Interval, compare
 from qconv.data import dataset_names
 from qconv.experiment import run
 from qconv.models import ARMS
@@ -23,6 +24,7 @@ from qconv.networks import NETWORKS
 from qconv.rows import Row, Task
 
 QUICK_IMAGES = 300  # of a smoke run, which says nothing about accuracy
+EXTENSIONS = 3  # rates tried beyond the given ones
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Entry:
     Args:
         arm: key of `qconv.models.ARMS`.
         epochs: passes over the training images.
-        rates: learning rates to choose from.
+        rates: learning rates to choose from, ascending; more follow while the best is the first or the last.
         batch_size: images a step.
         against: arms that it is compared with at the same number of epochs, besides its controls.
         goal: data set -> test accuracy in % that this library set out to reach.
@@ -107,14 +109,14 @@ def chosen_names(given: str, names: Sequence[str], choice: str) -> list[str]:
     return found
 
 
-def with_rivals(entries: Iterable[Entry], rates_of: Mapping[str, tuple[float, ...]]) -> list[Entry]:
-    """The entries, each followed by those that it is compared with and that are not there yet."""
+def with_rivals(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries, each followed by those that it is compared with and that are not there yet, at the same rates."""
     entries = list(entries)
     found = {}
     for entry in entries:
         found[entry.key] = entry
         for name, epochs in entry.rivals:
-            rival = replace(entry, arm=name, rates=rates_of[name], goal={}, published={}, rival=True)
+            rival = replace(entry, arm=name, goal={}, published={}, rival=True)
             if (name, epochs) not in {e.key for e in entries}:
                 found.setdefault((name, epochs), rival)
     return list(found.values())
@@ -145,15 +147,37 @@ def _rank(row: Row) -> tuple[float, float]:
     return row.val_accuracy, -row.val_loss if math.isfinite(row.val_loss) else -math.inf
 
 
+def _beyond(rates: Sequence[float], best: float) -> float | None:
+    """The rate to try next: beyond `best` if that is the first or the last of at least three, as they go on."""
+    if len(rates) < 3 or best not in (rates[0], rates[-1]):
+        return None
+    edge = rates[:3] if best == rates[0] else rates[:-4:-1]
+    return float(f"{edge[1] * edge[0] / edge[2]:.3g}")  # over two steps: 0.01, 0.03, 0.1 go on by 0.3
+
+
+def _tune(entries: Sequence[Entry], options: Options, bar: Progress) -> dict[tuple[str, int], float]:
+    """The rate of each entry that the validation images of seed 0 choose."""
+    rates = {e.key: sorted(e.rates) for e in entries}
+    best: dict[tuple[str, int], float] = {}
+    asked = list(entries)
+    while asked:
+        rows = _run([(e, options.task(e, rate, 0)) for e in asked for rate in rates[e.key]], options, bar, "seed 0")
+        best |= {
+            e.key: max((rows[options.task(e, rate, 0)] for rate in rates[e.key]), key=_rank).task.lr for e in asked
+        }
+        asked = [e for e in asked if len(rates[e.key]) < len(e.rates) + EXTENSIONS]
+        more = {e.key: _beyond(rates[e.key], best[e.key]) for e in asked}
+        asked = [e for e in asked if more[e.key] is not None]
+        rates |= {e.key: sorted([*rates[e.key], rate]) for e in asked if (rate := more[e.key]) is not None}
+    return best
+
+
 def train(entries: Sequence[Entry], options: Options) -> dict[tuple[str, int], Chosen]:
     """Tune on seed 0, then train the other seeds; what is finished is not trained again."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     bar = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
     try:
-        tuned = _run(
-            [(e, options.task(e, rate, 0)) for e in entries for rate in e.rates], options, bar, "seed 0, rates"
-        )
-        best = {e.key: max((tuned[options.task(e, rate, 0)] for rate in e.rates), key=_rank).task.lr for e in entries}
+        best = _tune(entries, options, bar)
         tasks = {e.key: [options.task(e, best[e.key], seed) for seed in range(options.seeds)] for e in entries}
         rows = _run([(e, task) for e in entries for task in tasks[e.key]], options, bar, "chosen rate, seeds")
     finally:
@@ -172,6 +196,18 @@ def _points(interval: Interval, *, sign: str = "") -> str:
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+def _of_images(pair: Comparison) -> float:
+    """Half the width that drawing other test images gives a difference; the truth is less where errors coincide."""
+    variances = math.fsum(p * (1 - p) for p in (pair.a.test.mean, pair.b.test.mean))
+    return 1.96 * math.sqrt(variances / pair.a.rows[0].n_test)
+
+
+def _outcome(pair: Comparison) -> str:
+    if len(pair.a.rows) == 1:
+        return "one seed"
+    return pair.adjusted_outcome if abs(pair.interval.mean) > _of_images(pair) else "no difference shown"
 
 
 def tables(entries: Sequence[Entry], found: dict[tuple[str, int], Chosen], options: Options) -> str:
@@ -194,20 +230,22 @@ def tables(entries: Sequence[Entry], found: dict[tuple[str, int], Chosen], optio
                 f"{seconds / 60:.1f}",
             ]
         )
-    pairs = [(found[entry.key], found[rival], entry.epochs) for entry in entries for rival in entry.rivals]
+    keys = [(entry.key, rival) for entry in entries for rival in entry.rivals]
+    pairs = [compare(found[a], found[b], comparisons=len(keys)) for a, b in keys]
     differences = [
         [
-            a.arm.title,
-            b.arm.title,
-            _points(compare(a, b).interval, sign="+"),
-            compare(a, b).outcome if len(a.rows) > 1 else "one seed",
-            f"{a.rows[0].parameters:,} / {b.rows[0].parameters:,}",
+            pair.a.arm.title,
+            pair.b.arm.title,
+            _points(pair.interval, sign="+"),
+            f"{100 * _of_images(pair):.2f}",
+            _outcome(pair),
+            f"{pair.a.rows[0].parameters:,} / {pair.b.rows[0].parameters:,}",
             str(epochs),
         ]
-        for a, b, epochs in pairs
+        for pair, ((_, epochs), _) in zip(pairs, keys, strict=True)
     ]
     head = ("network", "test %", "goal", "published", "parameters", "rate", "epochs", "min a run")
-    against = ("network", "against", "difference", "", "parameters", "epochs")
+    against = ("network", "against", "difference", "± images", "", "parameters", "epochs")
     note = (
         f"{options.dataset}: {first.n_fit:,} training, {first.n_val:,} validation, {first.n_test:,} test images; "
         f"mean of {options.seeds} seed{'s' if options.seeds > 1 else ''} ± 95 % interval over seeds (Student's t)."
@@ -215,7 +253,9 @@ def tables(entries: Sequence[Entry], found: dict[tuple[str, int], Chosen], optio
     parts = [note, _markdown(head, results)]
     if differences:
         parts += [
-            "Differences in percentage points, paired by seed, ± 95 % interval of each alone:",
+            "Differences in percentage points, paired by seed, ± 95 % interval over seeds of each alone. “± images”: "
+            "what drawing other test images adds to one difference, at most (95 %, as if the two erred "
+            f"independently). The words allow for all {len(pairs)} comparisons (Bonferroni) and for the images.",
             _markdown(against, differences),
         ]
     return "\n\n".join(parts)

@@ -7,8 +7,7 @@ import sys
 
 from protocol import Entry, chosen_names, parser, reproduce, with_rivals
 
-BINARY_RATES = (0.01, 0.03, 0.1)
-PLAIN_RATES = (0.003, 0.01, 0.03)
+RATES = (0.01, 0.03, 0.1)
 
 EPOCHS = {"a": 12, "b": 6, "c": 4}
 NEIGHBORS_EPOCHS = {"a": 12, "b": 6, "c": 2}
@@ -45,10 +44,8 @@ def entries(architectures: list[str]) -> list[Entry]:
         for arm, before in zip(chain, ([], chain[:1], chain[1:2]), strict=True):
             epochs = (NEIGHBORS_EPOCHS if arm == chain[2] else EPOCHS)[letter]
             goal, published = GOALS.get(arm, {}), PUBLISHED.get(arm, {})
-            found.append(Entry(arm, epochs, BINARY_RATES, against=tuple(before), goal=goal, published=published))
-    names = {name for entry in found for name, _ in entry.rivals}
-    plain = names - {entry.arm for entry in found}
-    return with_rivals(found, dict.fromkeys(names, BINARY_RATES) | dict.fromkeys(plain, PLAIN_RATES))
+            found.append(Entry(arm, epochs, RATES, against=tuple(before), goal=goal, published=published))
+    return with_rivals(found)
 
 
 def main() -> int:
