@@ -148,6 +148,7 @@ def run_task(task: Task, out: Path, data_dir: Path | None = None, at_once: int =
                 epochs=task.epochs,
                 lr=task.lr,
                 slot_lr_multiplier=task.slot_lr_multiplier,
+                weight_decay=arm(task.arm).weight_decay,
                 batch_size=task.batch_size,
                 seed=task.seed,
             )

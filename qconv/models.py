@@ -79,6 +79,7 @@ class Arm:
         note: what the arm is there for, one sentence.
         kernel: the circuit's name in `circuits.kernels`, None where there is no circuit.
         network: (image_shape, n_classes) -> classifier, for a whole network.
+        weight_decay: what it is trained with; see `qconv.train.fit`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Arm:
     note: str
     kernel: str | None = None
     network: Callable[[ImageShape, int], nn.Module] | None = None
+    weight_decay: float = 0.0
 
     @property
     def whole(self) -> bool:
@@ -250,7 +252,8 @@ _INSPIRED = (
 )
 
 _WHOLE = tuple(
-    Arm(name, made.title, made.family, None, made.note, network=made.build) for name, made in NETWORKS.items()
+    Arm(name, made.title, made.family, None, made.note, network=made.build, weight_decay=made.weight_decay)
+    for name, made in NETWORKS.items()
 )
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in (*_DEFAULT, *_INSPIRED, *_WHOLE)}

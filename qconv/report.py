@@ -413,6 +413,7 @@ def write_report(report: Report, out: Path) -> Path:
         circuits=_circuits(report.chosen),
         features=_feature_maps(out / FEATURES, report.chosen),
         settings=settings,
+        decay=[f"{c.arm.weight_decay:g} for {c.arm.title}" for c in report.chosen.values() if c.arm.weight_decay],
         whole=any(line.chosen.arm.whole for line in report.lines),
         tuning=_tuning(report.rows, report.chosen),
         learning_rates=[f"{lr:g}" for lr in sorted({lr for lr, _ in settings})],

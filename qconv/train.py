@@ -34,23 +34,31 @@ def fit(
     epochs: int,
     lr: float = 0.01,
     slot_lr_multiplier: float = 1.0,
+    weight_decay: float = 0.0,
+    warmup: float = 0.3,
     batch_size: int = 64,
     seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    on_step: Callable[[], object] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train `model` in place by Adam under a one-cycle schedule on cross-entropy.
+    """Train `model` in place by Adam under a one-cycle schedule on cross-entropy (AdamW where weight_decay is not 0).
 
     The same model, data and arguments give the same weights (bit for bit with the same number of torch threads).
 
     Args:
         model: (B, C, H, W) -> (B, classes). Parameters that need no gradient stay as they are.
         images: (N, C, H, W), floating point.
-        labels: (N,), int64.
+        labels: (N,), int64, or (N, ...) what else `loss` takes.
         epochs: passes over the data, from 1.
         lr: the schedule's highest learning rate, above 0.
         slot_lr_multiplier: factor on `lr` for the parameters of `model.slot`, above 0.
+        weight_decay: each step also multiplies all parameters by 1 - weight_decay * learning rate, from 0.
+        warmup: share of the steps in which the learning rate rises, above 0 and below 1; it then falls as a cosine.
         batch_size: images a step, from 1; the last batch of an epoch may be smaller.
         seed: draws the order of the images.
+        loss: (scores (B, classes), labels of the batch) -> mean loss; cross-entropy unless given.
+        on_step: called after each step, for what else changes weights: a pruning schedule, a bound.
         on_epoch: called with (epochs done, mean training loss of the epoch).
 
     Raises:
@@ -61,13 +69,19 @@ def fit(
         raise ValueError(f"epochs and batch_size must be at least 1, but are {epochs} and {batch_size}")
     if not (lr > 0 and slot_lr_multiplier > 0):
         raise ValueError(f"lr and slot_lr_multiplier must be above 0, but are {lr} and {slot_lr_multiplier}")
+    if not 0 < warmup < 1:
+        raise ValueError(f"warmup is a share of the steps, above 0 and below 1, but is {warmup}")
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay is {weight_decay}: give a number from 0")
     slot = [p for name, p in model.named_parameters() if name.startswith("slot.") and p.requires_grad]
     rest = [p for name, p in model.named_parameters() if not name.startswith("slot.") and p.requires_grad]
     parts = [(p, rate) for p, rate in ((rest, lr), (slot, lr * slot_lr_multiplier)) if p]
-    optimizer = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in parts])
-    batches = -(-len(images) // batch_size)
+    optimizer = torch.optim.AdamW([{"params": p, "lr": rate} for p, rate in parts], weight_decay=weight_decay)
+    steps = epochs * -(-len(images) // batch_size)
+    # A rise over exactly one step makes torch divide zero by zero.
+    rise = warmup if warmup * steps != 1 else warmup / 2
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=[rate for _, rate in parts], total_steps=epochs * batches
+        optimizer, max_lr=[rate for _, rate in parts], total_steps=steps, pct_start=rise
     )
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -75,11 +89,13 @@ def fit(
         total = 0.0
         for chosen in torch.split(torch.randperm(len(images), generator=generator), batch_size):
             optimizer.zero_grad()
-            loss = cross_entropy(model(images[chosen]), labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
+            found = loss(model(images[chosen]), labels[chosen])
+            found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            total += loss.item() * len(chosen)
+            if on_step is not None:
+                on_step()
+            total += found.item() * len(chosen)
         if on_epoch is not None:
             on_epoch(epoch + 1, total / len(images))
 

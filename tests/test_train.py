@@ -83,6 +83,34 @@ def test_multiplier_scales_the_slots_steps(multiplier):
     torch.testing.assert_close(moved["slot.bias"], torch.full((4,), multiplier * 0.01 / 25), rtol=1e-3, atol=0)
 
 
+def test_weight_decay_shrinks_by_the_rate_and_is_off_by_default():
+    images, labels = blobs(32)
+    weights = {}
+    for decay in (None, 0.0, 7.0):
+        model = Net()  # the same initial weights each time
+        start = model.head.weight.detach().clone()
+        options = {} if decay is None else {"weight_decay": decay}
+        first = {}
+        fit(
+            model,
+            images,
+            labels,
+            epochs=10,
+            lr=0.01,
+            batch_size=32,
+            on_epoch=lambda epoch, loss, first=first, model=model: first.setdefault(
+                "w", model.head.weight.detach().clone()
+            ),
+            **options,
+        )
+        weights[decay] = first["w"]
+    assert torch.equal(weights[None], weights[0.0])
+    # Decoupled: the first step, at 1/25 of the highest rate, also takes 7 times that rate off every weight.
+    torch.testing.assert_close(weights[0.0] - weights[7.0], 7.0 * 0.01 / 25 * start)
+    with pytest.raises(ValueError, match="weight_decay is -1"):
+        fit(Net(), images, labels, epochs=1, weight_decay=-1)
+
+
 def test_frozen_parameters_stay():
     model = Net()
     model.slot.weight.requires_grad_(False)
