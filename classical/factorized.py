@@ -13,7 +13,7 @@ Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011) for tt.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from importlib import import_module
 from math import prod, sqrt
@@ -250,8 +250,10 @@ def _ranks(method: str, rank: Rank, shape: Sequence[int]) -> tuple[int, ...]:
     """Ranks for the weight (out, in, height, width) of one group, no larger than an exact decomposition needs."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: valid names are {', '.join(METHODS)}")
-    wanted = (rank,) * _RANKS[method] if isinstance(rank, int) else tuple(rank)
-    if len(wanted) != _RANKS[method] or any(isinstance(r, bool) or not isinstance(r, int) or r < 1 for r in wanted):
+    plain = rank.tolist() if isinstance(rank, np.ndarray | np.generic) else rank
+    given = tuple(plain) if isinstance(plain, Iterable) else (plain,) * _RANKS[method]
+    wanted = [int(r) for r in given if isinstance(r, int | np.integer) and not isinstance(r, bool) and r >= 1]
+    if not len(given) == len(wanted) == _RANKS[method]:
         raise ValueError(
             f"rank is {rank!r} but method {method!r} takes {_RANKS[method]} whole numbers of at least 1, or one for all"
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from qconv.binary_laws import Moments
 from qconv.binary_modules import StochasticBatchNorm1d, StochasticBatchNorm2d
 from qconv.patches import whole
 from qconv.probabilistic import BinaryNeurons
@@ -20,7 +21,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def binarize(model: Model, mode: str = "map", generator: torch.Generator | None = None) -> Model:
     """A copy of a model whose binary layers have weights of exactly -1 and +1, and give signs.
 
-    Its inputs and the norms' statistics stay; `reestimate` fits the latter to the drawn weights.
+    Its inputs and the norms' statistics stay; `reestimate` fits the latter to the drawn weights. In the order of
+    `model.modules()`, each layer's inputs are counted as bits where the layer before gives signs or is followed by a
+    BinaryActivation; the first one's are not. In a network that branches, set `bits_in` of its layers yourself.
 
     Args:
         model: With ProbabilisticBinary layers, or QuantumDeformed ones without deformation.
@@ -36,8 +39,11 @@ def binarize(model: Model, mode: str = "map", generator: torch.Generator | None 
     layers = [module for module in result.modules() if isinstance(module, BinaryNeurons)]
     if not layers:
         raise ValueError("model has 0 probabilistic binary layers: there is nothing to binarize")
+    bits = False
     for layer in layers:
         layer.binarize_(mode, generator)
+        layer.set_hard(True, bits_in=bits)
+        bits = layer.output != "mean"
     return result
 
 
@@ -59,14 +65,15 @@ def ensemble(model: nn.Module, n: int, generator: torch.Generator | None = None)
     return Ensemble(binarize(model, "sample", generator) for _ in range(whole(n, "n", 1)))
 
 
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
     """Replace the running statistics of a model's stochastic norms by their average over batches, in place.
 
-    Weights stay, and so do the modes of modules. Some 20 batches serve a network with drawn weights.
+    Weights stay, and so do the modes of modules; after an error the statistics are what they were. Some 20 batches
+    serve a network with drawn weights.
 
     Args:
         model: Called on each batch.
-        batches: Inputs.
+        batches: Inputs, or sequences that begin with them, such as (images, labels).
 
     Raises:
         ValueError: For a model without stochastic norms, or no batches.
@@ -75,24 +82,28 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     if not norms:
         raise ValueError("model has 0 stochastic batch norms: there are no statistics to estimate")
     modes = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     model.eval()
     seen = 0
     try:
         for norm in norms:
             norm.train()
             norm.momentum = None
+            norm.reset_running_stats()
         with torch.no_grad():
             for batch in batches:
-                if seen == 0:
-                    for norm in norms:
-                        norm.reset_running_stats()
-                model(batch)
+                pair = isinstance(batch, tuple | list) and not isinstance(batch, Moments)
+                model(batch[0] if pair else batch)
                 seen += 1
+        if not seen:
+            raise ValueError("batches are empty: give at least 1")
+    except BaseException:
+        for norm, _, buffers in before:
+            for buffer, old in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+        raise
     finally:
         for module, mode in modes:
             module.training = mode
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, _ in before:
             norm.momentum = momentum
-    if not seen:
-        raise ValueError("batches are empty: give at least 1")

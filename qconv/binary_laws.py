@@ -17,6 +17,26 @@ from torch import Tensor
 # A variance of nothing, and what decides a tie then: far below all rounding, yet TIE / sqrt(NOTHING) is large.
 _NOTHING, _TIE = 1e-36, 1e-17
 _FAR = 1e9  # beyond any sum; infinity would make gradients 0 * inf
+_ROUNDING = 1e-4  # by so much a law that was summed up in float32 may leave its range
+_FLAT = 80.0  # z^2 from where on exp(-z^2), below 2e-35, counts as 0
+
+
+def check_range(values: Tensor, low: float, high: float, what: str, remedy: str) -> None:
+    """Raise a ValueError unless all values lie between low and high, rounding apart; NaN passes.
+
+    Not asked where it would cost more than it helps, or has no answer: in a compiled program, on a device that holds no
+    values, and while a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling() or values.is_meta or not values.numel():
+        return
+    if values.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    try:
+        least, most = torch.stack(torch.aminmax(values.detach())).tolist()
+    except RuntimeError:  # many values in one, under torch.vmap
+        return
+    if least < low - _ROUNDING or most > high + _ROUNDING:
+        raise ValueError(f"{what} from {least:.6g} to {most:.6g}, not within [{low:g}, {high:g}]: {remedy}")
 
 
 class Moments(NamedTuple):
@@ -42,19 +62,38 @@ class _NormalActivation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[2:], *output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale, shift, z, root = ctx.saved_tensors
-        slope = (z * z).neg_().exp_().mul_(grad).mul_(root)
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        mean, variance, scale, shift, z, root = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_slopes(grad, mean, variance, scale, shift, z)
+        slope = (z * z).neg_().exp_().mul_(root) * grad
         of_shift = (2 / sqrt(pi)) * slope.sum_to_size(shift.shape)
-        # z is (a + shift / scale) / sqrt(2 variance) up to the sign: scale enters with shift only.
-        of_scale = torch.where(scale == 0, 0.0, -shift / torch.where(scale == 0, 1.0, scale)) * of_shift
         # In this order no product of two large numbers meets the 0 of a saturated slope.
         of_variance = (slope * z).mul_(root).mul_(scale**2 * (-2 / sqrt(pi)))
-        return slope.mul_(scale * (2 / sqrt(pi))), of_variance, of_scale, of_shift
+        return slope.mul_(scale * (2 / sqrt(pi))), of_variance, _of_scale(scale, shift, of_shift), of_shift
+
+
+def _of_scale(scale: Tensor, shift: Tensor, of_shift: Tensor) -> Tensor:
+    # z is (a + shift / scale) / sqrt(2 variance) up to the sign: scale enters with shift only.
+    return torch.where(scale == 0, 0.0, -shift / torch.where(scale == 0, 1.0, scale)) * of_shift
+
+
+def _differentiable_slopes(
+    grad: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, z: Tensor
+) -> tuple[Tensor, ...]:
+    """The same gradients as functions of all that z is made of, for second derivatives; twice as slow."""
+    # Where erf is flat its derivatives are 0, but their factors need not be finite.
+    flat = (z * z).detach() > _FLAT
+    mean, variance = torch.where(flat, 0.0, mean), torch.where(flat, 1.0, variance)
+    root = (variance * (2 * scale**2)).clamp(min=_NOTHING).sqrt().reciprocal()
+    z = torch.addcmul(shift + _TIE, mean, scale) * root
+    slope = torch.where(flat, 0.0, torch.exp(-z * z) * root * grad) * (2 / sqrt(pi))
+    of_shift = slope.sum_to_size(shift.shape)
+    return slope * scale, -slope * z * root * scale**2, _of_scale(scale, shift, of_shift), of_shift
 
 
 def normal_activation(moments: Moments, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -116,7 +155,12 @@ class _Transverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         h, x = ctx.saved_tensors
-        slope: Tensor = (grad * h).neg_().div_(x).masked_fill_(x == 0, 0.0)
+        slope: Tensor
+        if torch.is_grad_enabled():
+            # Second derivatives are finite only if nothing is divided by 0 on the way.
+            slope = torch.where(x == 0, 0.0, -grad * h / torch.where(x == 0, 1.0, x))
+        else:
+            slope = (grad * h).neg_().div_(x).masked_fill_(x == 0, 0.0)
         return slope
 
 
@@ -211,6 +255,6 @@ def operations(units: int, each: Counter[str]) -> Counter[str]:
     return Counter({f"{name}:fp32": units * amount for name, amount in each.items()})
 
 
-def handed_on(units: int) -> Counter[str]:
-    """So many float32 numbers given to the next layer."""
-    return Counter({"units": units, "activation_bits": 32 * units})
+def handed_on(units: int, bits: int = 32) -> Counter[str]:
+    """So many numbers of so many bits given to the next layer."""
+    return Counter({"units": units, "activation_bits": bits * units})

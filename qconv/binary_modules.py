@@ -13,6 +13,7 @@ from qconv.binary_laws import (
     ACTIVATION,
     Moments,
     binary_concrete,
+    check_range,
     handed_on,
     normal_activation,
     normal_sample,
@@ -21,11 +22,24 @@ from qconv.binary_laws import (
 from qconv.patches import Pair, pair
 
 
+def _require_moments(moments: Moments, what: str) -> None:
+    if not isinstance(moments, Moments):
+        raise ValueError(
+            f"{what} takes Moments (mean, variance) but was given a {type(moments).__name__}: build the layer before "
+            'it with output="moments"'
+        )
+
+
 class PixelBits(nn.Module):
     """Pixels as bits: a value x in [0, 1] is the probability of +1, so its bit has mean h = 2x - 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape of pixels in [0, 1] -> means in [-1, 1]."""
+        """Any shape of pixels in [0, 1] -> means in [-1, 1].
+
+        Raises:
+            ValueError: For pixels beyond [0, 1], unless the program is being compiled.
+        """
+        check_range(x, 0, 1, "pixels are", "scale them first, such as images / 255")
         return 2 * x - 1
 
     def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
@@ -121,7 +135,12 @@ class _StochasticBatchNorm(nn.Module):
         return mean, variance
 
     def forward(self, moments: Moments) -> Moments:
-        """Normalize moments (B, num_features, ...)."""
+        """Normalize moments (B, num_features, ...).
+
+        Raises:
+            ValueError: For anything but Moments, another shape, or, in train mode, channels of one entry.
+        """
+        _require_moments(moments, "a stochastic batch norm")
         shape = (-1, *(1,) * (moments.mean.ndim - 2))
         if moments.mean.ndim not in self.axes or moments.mean.shape[1] != self.num_features:
             raise ValueError(
@@ -185,17 +204,42 @@ class ProbabilisticMaxPool2d(nn.Module):
         self.generator = generator
 
     def forward(self, moments: Moments) -> Moments:
-        """(B, C, H, W) moments -> (B, C, H', W') moments."""
+        """(B, C, H, W) or (C, H, W) moments -> as many axes, (..., H', W').
+
+        Raises:
+            ValueError: For anything but Moments, or another number of axes.
+        """
+        _require_moments(moments, "a probabilistic max-pool")
+        if moments.mean.ndim not in (3, 4):
+            raise ValueError(
+                f"moments have shape {tuple(moments.mean.shape)}: give (batch, channels, height, width) or "
+                "(channels, height, width)"
+            )
         with torch.no_grad():
             drawn = normal_sample(moments, self.generator) if self.training else moments.mean
             _, winners = F.max_pool2d(drawn, self.kernel_size, self.stride, self.padding, return_indices=True)
-        mean, variance = (m.flatten(2).gather(2, winners.flatten(2)).view_as(winners) for m in moments)
+        mean, variance = (m.flatten(-2).gather(-1, winners.flatten(-2)).view_as(winners) for m in moments)
         return Moments(mean, variance)
 
     def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
-        """Operations of one inference: comparisons."""
+        """Operations of one inference: comparisons.
+
+        Args:
+            input_shape: (channels, height, width).
+
+        Raises:
+            ValueError: For another number of axes, or an image smaller than the window.
+        """
+        if len(input_shape) != 3:
+            raise ValueError(f"input_shape is {tuple(input_shape)}: give (channels, height, width)")
         sizes = zip(input_shape[1:], self.kernel_size, self.stride, self.padding, strict=True)
-        units = input_shape[0] * prod((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
+        places = [(size + 2 * p - k) // s + 1 for size, k, s, p in sizes]
+        if min(places) < 1:
+            raise ValueError(
+                f"input_shape is {tuple(input_shape)}, smaller than the window {self.kernel_size} with padding "
+                f"{self.padding}: use a smaller kernel_size"
+            )
+        units = input_shape[0] * prod(places)
         return operations(units, Counter(cmp=prod(self.kernel_size) - 1)) + handed_on(2 * units)
 
     def extra_repr(self) -> str:
@@ -222,7 +266,12 @@ class BinaryActivation(nn.Module):
         self.sample, self.tau, self.generator = sample, tau, generator
 
     def forward(self, moments: Moments) -> Tensor:
-        """Moments of any shape -> means in [-1, 1], or bits."""
+        """Moments of any shape -> means in [-1, 1], or bits.
+
+        Raises:
+            ValueError: For anything but Moments.
+        """
+        _require_moments(moments, "a binary activation")
         h = normal_activation(moments)
         return binary_concrete(h, self.tau, self.generator) if self.sample and self.training else h
 

@@ -15,9 +15,9 @@ pair are then correlated, pairs stay independent; see deformed_pairs.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd, pi
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +65,31 @@ class _Deformed(BinaryNeurons):
             shapes["offset"] = tuple(self.weight.shape)
         if deformation == "neighbors":
             taps = self._flat(self.weight).shape
-            height, width = self._kernel()
-            for name, index in zip(("first", "second", "rest"), tiling(height, width), strict=True):
-                self.register_buffer(name, torch.as_tensor(index, device=self.weight.device), persistent=False)
+            self._index()
             shapes["gate"] = (*taps[:-1], len(self.first), 4)
         for name in ("angle", "offset", "gate"):
             made = nn.Parameter(self.weight.new_empty(shapes[name])) if name in shapes else None
             self.register_parameter(name, made)
             if made is not None:
                 nn.init.normal_(made, 0, 0.1)
+
+    def _index(self) -> None:
+        """Which taps are neighbors, as buffers that follow from the kernel and are no part of the state."""
+        for name, index in zip(("first", "second", "rest"), tiling(*self._kernel()), strict=True):
+            self.register_buffer(name, torch.as_tensor(index, device=self.weight.device), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Moved to an empty tensor (to_empty) they would hold anything.
+        if "first" in self._buffers:
+            self._index()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        # With assign=True parameters may come to another device than the layer was built on.
+        if "first" in self._buffers:
+            self._index()
 
     def _flat(self, tensor: Tensor) -> Tensor:
         """Weight-like, with all taps of a kernel on the last axis."""
@@ -90,14 +106,13 @@ class _Deformed(BinaryNeurons):
             if getattr(self, name, None) is not None:
                 nn.init.normal_(getattr(self, name), 0, 0.1)
 
-    def binarize_(self, mode: str = "map", generator: torch.Generator | None = None) -> None:
-        """See BinaryNeurons; a deformed neuron is no network of bits."""
+    def check_hardenable(self) -> None:
+        """See BinaryWeights; a deformed neuron is no network of bits."""
         if self.deformation != "none":
             raise ValueError(
                 f"deformation is {self.deformation!r}: only deformation 'none' has binary weights to draw, since the "
                 "other gates are not permutations of bits"
             )
-        super().binarize_(mode, generator)
 
     def eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Of each synapse's observable: tanh(d + w) and tanh(d - w), of weight's shape."""
@@ -230,17 +245,20 @@ class _Deformed(BinaryNeurons):
         means = c0 + c1 * x[:, None] + c2 * patches[:, None]
         if self.deformation != "neighbors":
             return means, None
-        shape = (-1, *self._flat(self.weight).shape[1:])
-        known = torch.stack([torch.ones_like(x), patches, x], -1).reshape(*shape, 3)
+        shape = self._flat(self.weight).shape[1:]
+        known = torch.unflatten(torch.stack([torch.ones_like(x), patches, x], -1), 1, shape)
         one, other = (
             known.index_select(-2, self.first).flatten(1, -2),
             known.index_select(-2, self.second).flatten(1, -2),
         )
+        # A product of matrices for each pair: einsum over both features would tie exported programs to one batch size.
+        features = (one[..., :, None] * other[..., None, :]).flatten(-2).transpose(0, 1)
         total, product = (
-            torch.einsum("pki,rkij,pkj->prk", one, c[rows].flatten(1, -3), other) for c in self.pair_coefficients()
+            torch.bmm(features, c[rows].flatten(1, -3).flatten(2).permute(1, 2, 0)).permute(1, 2, 0)
+            for c in self.pair_coefficients()
         )
         laws = torch.stack([(1 - total + product) / 4, (1 - product) / 2, (1 + total + product) / 4], -1)
-        alone = means.reshape(*means.shape[:2], *shape[1:]).index_select(-1, self.rest)
+        alone = torch.unflatten(means, 2, shape).index_select(-1, self.rest)
         return alone.flatten(2), laws
 
     def _sum_operations(self, with_variance: bool, units: int, read: int) -> tuple[int, Counter[str]]:
@@ -264,7 +282,11 @@ class _Deformed(BinaryNeurons):
 
         Args:
             output: Which row of weights.
+
+        Raises:
+            ValueError: For an output that is not there, or a hard layer, whose outputs are signs and no probabilities.
         """
+        self._check_output(output)
         with torch.no_grad():
             scale, shift = self._threshold_line(output)
         n = self.fan_in
@@ -273,7 +295,6 @@ class _Deformed(BinaryNeurons):
         return neuron_circuit(n, self._pairs_of_inputs(), threshold, falling, deformed, mixed)
 
     def _threshold_line(self, output: int) -> tuple[float, float]:
-        self._check_output(output)
         if self.norm is None:
             return 1.0, 0.0 if self.bias is None else float(self.bias[output])
         norm = self.norm
@@ -281,6 +302,11 @@ class _Deformed(BinaryNeurons):
         return float(scale[output]), float((norm.bias - norm.running_mean * scale)[output])
 
     def _check_output(self, output: int) -> None:
+        if self.hard:
+            raise ValueError(
+                "hard is True: the layer gives signs, but a circuit probabilities, where a weight of 0 is a fair coin; "
+                "take the circuit of the layer as it was before binarize"
+            )
         if not 0 <= output < len(self.weight):
             raise ValueError(f"output is {output}: the layer has outputs 0 to {len(self.weight) - 1}")
 
@@ -322,8 +348,8 @@ class QuantumDeformedConv2d(_Deformed, ProbabilisticBinaryConv2d):
             weight. "neighbors": besides, a gate on the inputs of each two neighboring taps (columns 0-1, 2-3, ... of
             the kernel, then rows of a last odd column), for each output and channel.
         inputs: "coherent": superpositions of 0 and 1. "mixed": mixtures.
-        law, output, norm, gamma, device, dtype: As ProbabilisticBinaryConv2d. Every law knows the covariances of
-            neighbors.
+        law, output, norm, gamma, generator, device, dtype: As ProbabilisticBinaryConv2d. Every law knows the
+            covariances of neighbors.
 
     Attributes:
         weight: w of each synapse, (out_channels, in_channels / groups, height, width).
@@ -355,10 +381,11 @@ class QuantumDeformedConv2d(_Deformed, ProbabilisticBinaryConv2d):
         output: str = "activation",
         norm: bool = True,
         gamma: float = 1.0,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma}
+        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma, "generator": generator}
         super().__init__(
             in_channels,
             out_channels,
@@ -384,7 +411,7 @@ class QuantumDeformedConv2d(_Deformed, ProbabilisticBinaryConv2d):
     def contract_pairs(self, features: Sequence[Tensor], coefficients: Tensor) -> Tensor:
         """See _Deformed: products of neighboring pixels as maps, for dominoes across and down."""
         (height, width), (down, across) = self.kernel_size, self.dilation
-        maps = torch.stack([f.reshape(len(f), self.groups, -1, *f.shape[2:]) for f in features], dim=2)
+        maps = torch.stack([torch.unflatten(f, 1, (self.groups, -1)) for f in features], dim=2)
         rows = (maps.shape[-2] - self._reach(0)) // self.stride[0] + 1
         columns = (maps.shape[-1] - self._reach(1)) // self.stride[1] + 1
         flat = height * (width // 2)
@@ -418,7 +445,7 @@ class QuantumDeformedLinear(_Deformed, ProbabilisticBinaryLinear):
     Args:
         in_features, out_features, bias: As ProbabilisticBinaryLinear.
         deformation, inputs: As QuantumDeformedConv2d; neighbors are inputs 0-1, 2-3, ...
-        law, output, norm, gamma, device, dtype: As ProbabilisticBinaryLinear.
+        law, output, norm, gamma, generator, device, dtype: As ProbabilisticBinaryLinear.
 
     Attributes:
         weight: w of each synapse, (out_features, in_features); angle, offset and gate as in QuantumDeformedConv2d.
@@ -438,10 +465,11 @@ class QuantumDeformedLinear(_Deformed, ProbabilisticBinaryLinear):
         output: str = "activation",
         norm: bool = True,
         gamma: float = 1.0,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma}
+        options: dict[str, Any] = {"law": law, "output": output, "norm": norm, "gamma": gamma, "generator": generator}
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype, **options)
         self._deform(deformation, inputs)
 

@@ -4,8 +4,10 @@ A weight is a bit of mean theta = tanh(weight), an input a bit of mean h; their 
 pre-activation a is the sum of N agreements, with mean sum theta h and variance N - sum theta^2 h^2, and the output the
 mean of the bit [a >= 0] as -1 or +1. No bit is drawn: one pass carries the laws of all.
 
-Every tap of a kernel meets its own copy of an input bit, so agreements are independent. Padding is what nn.Conv2d's is:
-zeros are inputs h = 0, fair coins; reflected, replicated and wrapped pixels are further copies.
+A neuron's law is exact where its inputs are independent bits, as pixels are. Neurons that share inputs are correlated,
+and the next layer takes their bits as independent all the same: across layers this is a mean-field approximation.
+Padding is what nn.Conv2d's is: zeros are inputs h = 0, fair coins; reflected, replicated and wrapped pixels count as
+further bits, independent of the ones that they copy.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from qconv.binary_laws import (
     Moments,
     agreement_law,
     binary_concrete,
+    check_range,
     corrected_activation,
     exact_activation,
     handed_on,
@@ -37,14 +40,12 @@ from qconv.binary_laws import (
     transverse,
 )
 from qconv.binary_modules import StochasticBatchNorm1d, StochasticBatchNorm2d
+from qconv.binary_weights import BinaryWeights
 from qconv.patch_conv import PatchConv2d
 from qconv.patches import Pair, fold, pad, unfold, whole
 
 LAWS = ("clt", "corrected", "exact")
 OUTPUTS = ("activation", "sample", "moments", "mean")
-MODES = ("map", "ternary", "sample")
-
-_CERTAIN = 20.0  # tanh(20) is exactly 1, in float64 too
 
 
 class Terms(NamedTuple):
@@ -84,16 +85,13 @@ def monomial_operations(names: Iterable[str]) -> Counter[str]:
     return total + (RSQRT + Counter(mul=2, add=2) if wanted & {"X", "hX"} else Counter())
 
 
-class BinaryNeurons(nn.Module):
+class BinaryNeurons(BinaryWeights):
     """What layers of stochastic binary neurons share: from the moments of a pre-activation to the output.
 
     A subclass gives `terms`, the moments as sums over synapses, `contract`, which takes such sums, and `exact`.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     norm: StochasticBatchNorm1d | StochasticBatchNorm2d | None
-    hard: bool
 
     def _set_up(
         self,
@@ -102,6 +100,7 @@ class BinaryNeurons(nn.Module):
         output: str,
         bias: bool,
         norm: StochasticBatchNorm1d | StochasticBatchNorm2d | None,
+        generator: torch.Generator | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -111,60 +110,29 @@ class BinaryNeurons(nn.Module):
             raise unknown("output", output, OUTPUTS)
         if bias and norm:
             raise ValueError("bias is True and norm is True: the norm would cancel a bias and has its own, so give one")
-        self.law, self.output, self.hard = law, output, False
+        self.law, self.output, self.generator = law, output, generator
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        if self.weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype is {self.weight.dtype}: laws need torch.float32 or torch.float64")
+        self._check_dtype()
         self.register_parameter("bias", nn.Parameter(self.weight.new_empty(len(self.weight))) if bias else None)
         self.norm = norm
+
+    def _check_dtype(self) -> None:
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the layer is {self.weight.dtype} but laws need torch.float32 or torch.float64: convert it back with "
+                ".float(), and use torch.autocast for mixed precision"
+            )
 
     @property
     def fan_in(self) -> int:
         """N, the synapses of one neuron."""
         return self.weight[0].numel()
 
-    def theta(self) -> Tensor:
-        """Means of the weights' bits, of weight's shape."""
-        return torch.tanh(self.weight)
-
     def reset_parameters(self) -> None:
-        """Draw new weights from torch's global generator: N(0, 1/2) before the tanh; biases 0."""
-        with torch.no_grad():
-            self.weight.normal_(0, 0.5)
-            if self.bias is not None:
-                self.bias.zero_()
+        """Draw new weights, see BinaryWeights; the norm forgets the batches that it saw."""
+        super().reset_parameters()
         if self.norm is not None:
             self.norm.reset_parameters()
-
-    def init_from(self, weight: Tensor) -> None:
-        """Start from the weights of a trained real layer: theta = w / std(w), clipped to [-0.9, 0.9].
-
-        Source: Peters & Welling, Probabilistic Binary Neural Networks (arXiv:1809.03368), section 4.3.
-        """
-        if weight.shape != self.weight.shape:
-            raise ValueError(f"weight has shape {tuple(weight.shape)} but the layer {tuple(self.weight.shape)}")
-        with torch.no_grad():
-            self.weight.copy_(torch.atanh((weight / weight.std()).clamp(-0.9, 0.9)))
-
-    def binarize_(self, mode: str = "map", generator: torch.Generator | None = None) -> None:
-        """Fix each weight at -1 or +1 (or 0), and outputs at the sign of the pre-activation; see `binarize`."""
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
-        theta = self.theta().detach()
-        if mode == "sample":
-            bits = binary_concrete(theta, generator=generator)
-        elif mode == "map":
-            bits = sign(theta)
-        else:
-            # The likelier value, if its probability (1 + |theta|) / 2 is 3/4 or more.
-            bits = torch.where(theta.abs() >= 0.5, sign(theta), 0.0)
-        with torch.no_grad():
-            self.weight.copy_(_CERTAIN * bits)
-        for name in ("weight", "bias"):
-            parameter = getattr(self, name)
-            if parameter is not None:
-                parameter.requires_grad_(False)
-        self.hard = True
 
     def terms(self) -> Terms:
         """The moments of the sum of agreements."""
@@ -209,7 +177,11 @@ class BinaryNeurons(nn.Module):
         return line
 
     def respond(self, h: Tensor) -> Tensor | Moments:
-        """The output of (padded) inputs h."""
+        """The output of (padded) inputs h.
+
+        Raises:
+            ValueError: For an exact law, with means beyond -1 and 1.
+        """
         norming = self.norm is not None and self.norm.training
         active = self.output in ("activation", "sample") and not self.hard
         exact = active and self.law == "exact"
@@ -223,6 +195,7 @@ class BinaryNeurons(nn.Module):
             scale = self.weight.new_ones(len(self.weight))
             shift = torch.zeros_like(scale) if self.bias is None else self.bias
         if exact:
+            check_range(h, -1, 1, "input has means of bits", "bring pixels of [0, 1] there with PixelBits")
             return self._drawn(self.exact(h, scale, shift))
         assert moments is not None
         scale, shift = self._along(scale), self._along(shift)
@@ -236,7 +209,7 @@ class BinaryNeurons(nn.Module):
         return mean if self.output == "mean" else sign(mean)
 
     def _drawn(self, h: Tensor) -> Tensor:
-        return binary_concrete(h) if self.output == "sample" and self.training else h
+        return binary_concrete(h, generator=self.generator) if self.output == "sample" and self.training else h
 
     def _operations(self, units: int, read: int) -> Counter[str]:
         """What one inference runs and stores, for so many outputs and inputs read, weights given."""
@@ -247,8 +220,8 @@ class BinaryNeurons(nn.Module):
         if self.hard:
             kind = "ternary" if bool((self.weight == 0).any()) else "binary"
         macs, total = self._sum_operations(with_variance, units, read)
-        total[f"mac:{kind}*fp32"] += units * macs
-        total += handed_on(units * (2 if self.output == "moments" else 1))
+        total[f"mac:{kind}*{self._input_format()}"] += units * macs
+        total += handed_on(units * (2 if self.output == "moments" else 1), 1 if self.hard and active else 32)
         if exact:
             # Synapse k multiplies a law of k numbers by q and by 1 - q.
             total += operations(units * self.fan_in, Counter(mul=self.fan_in + 1, add=(self.fan_in + 1) // 2))
@@ -262,6 +235,9 @@ class BinaryNeurons(nn.Module):
         total["params"] = sum(p.numel() for p in self.parameters())
         total["weight_bits"] = {"binary": 1, "ternary": 2, "fp32": 32}[kind] * macs * len(self.weight) + 32 * numbers
         return +total
+
+    def _input_format(self) -> str:
+        return "binary" if self.bits_in else "fp32"
 
     def _sum_operations(self, with_variance: bool, units: int, read: int) -> tuple[int, Counter[str]]:
         """Multiply-accumulates an output, and what else the sums cost."""
@@ -297,12 +273,14 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
             `Moments` of a, for pooling. "mean": the mean of a, for a softmax.
         norm: Whether to normalize a by StochasticBatchNorm2d, in `.norm`.
         gamma: Initial scale of the norm.
+        generator: Source of the draws of "sample"; None for torch's global one.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
 
     Attributes:
         weight: (out_channels, in_channels / groups, height, width), real; the weight's bit has mean tanh(weight).
-        hard: Whether outputs are the sign of the mean, as in a network from `binarize`.
+        hard: Whether weights are fixed and outputs are the sign of the mean, as in a network from `binarize`.
+        bits_in: Whether inputs of a hard layer are bits, which counts read.
 
     Raises:
         ValueError: For arguments that do not fit each other, or unknown names.
@@ -327,13 +305,14 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
         output: str = "activation",
         norm: bool = True,
         gamma: float = 1.0,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         shape = (out_channels, in_channels // groups, *self.geometry.kernel_size)
         made = StochasticBatchNorm2d(out_channels, gamma=gamma, device=device, dtype=dtype) if norm else None
-        self._set_up(shape, law, output, bias, made, device, dtype)
+        self._set_up(shape, law, output, bias, made, generator, device, dtype)
         self.reset_parameters()
 
     def forward(self, h: Tensor) -> Tensor | Moments:  # type: ignore[override]
@@ -346,8 +325,9 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
             See `output`; every tensor sized as nn.Conv2d's output.
 
         Raises:
-            ValueError: For another shape, number of channels or dtype.
+            ValueError: For another shape, number of channels or dtype, or, for an exact law, means beyond -1 and 1.
         """
+        self._check_dtype()
         variances: list[Tensor] = []
 
         def mean_of(batch: Tensor) -> Tensor:
@@ -373,7 +353,7 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
             (joint,), (weight,) = features, coefficients
         else:
             # A group sees all features of its own channels.
-            parts = [f.reshape(len(f), self.groups, -1, *f.shape[2:]) for f in features]
+            parts = [torch.unflatten(f, 1, (self.groups, -1)) for f in features]
             joint, weight = torch.stack(parts, dim=2).flatten(1, 3), torch.cat([*coefficients], dim=1)
         return F.conv2d(joint, weight, constant, self.stride, 0, dilation, self.groups)
 
@@ -388,7 +368,7 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
         for group, part in enumerate(h.chunk(self.groups, dim=1)):
             mine = slice(group * rows, (group + 1) * rows)
             law = agreement_law(*self.synapses(unfold(part, self.geometry), mine))
-            outputs.append(fold(exact_activation(law, scale[mine], shift[mine]), len(h), size))
+            outputs.append(fold(exact_activation(law, scale[mine], shift[mine]), h.shape[0], size))
         return torch.cat(outputs, dim=1)
 
     def _reach(self, axis: int) -> int:
@@ -396,6 +376,11 @@ class ProbabilisticBinaryConv2d(BinaryNeurons, PatchConv2d):
 
     def _along(self, line: Tensor) -> Tensor:
         return line[:, None, None]
+
+    def _input_format(self) -> str:
+        padded = self.padding_mode == "zeros" and self.geometry.margins() != ((0, 0), (0, 0))
+        # The 0 of padding is a third value.
+        return "ternary" if self.bits_in and padded else super()._input_format()
 
     def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
         """Operations of one inference; functions as the arithmetic that computes them.
@@ -420,6 +405,7 @@ class ProbabilisticBinaryLinear(BinaryNeurons):
         output: See there.
         norm: Whether to normalize by StochasticBatchNorm1d, over all axes but the last.
         gamma: Initial scale of the norm; 3 serves a last layer before a cross-entropy.
+        generator: See there.
         device: As nn.Linear.
         dtype: torch.float32 (default) or torch.float64.
 
@@ -439,6 +425,7 @@ class ProbabilisticBinaryLinear(BinaryNeurons):
         output: str = "activation",
         norm: bool = True,
         gamma: float = 1.0,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -446,15 +433,18 @@ class ProbabilisticBinaryLinear(BinaryNeurons):
         self.in_features = whole(in_features, "in_features", 1)
         self.out_features = whole(out_features, "out_features", 1)
         made = StochasticBatchNorm1d(out_features, gamma=gamma, device=device, dtype=dtype) if norm else None
-        self._set_up((out_features, in_features), law, output, bias, made, device, dtype)
+        self._set_up((out_features, in_features), law, output, bias, made, generator, device, dtype)
         self.reset_parameters()
 
     def forward(self, h: Tensor) -> Tensor | Moments:
         """Means of input bits in [-1, 1], (..., in_features) -> (..., out_features), see `output`.
 
         Raises:
-            ValueError: For another number of features or dtype.
+            ValueError: For another number of features or dtype, or, for an exact law, means beyond -1 and 1.
         """
+        self._check_dtype()
+        if not isinstance(h, Tensor):
+            raise ValueError(f"input is a {type(h).__name__}: give a torch.Tensor of means of bits")
         if h.ndim < 1 or h.shape[-1] != self.in_features:
             raise ValueError(
                 f"layer has {self.in_features} input features but the input has shape {tuple(h.shape)}: give "

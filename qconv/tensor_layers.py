@@ -16,7 +16,7 @@ from qconv.patch_conv import PatchConv2d
 from qconv.patches import Pair, fold, pad, whole
 from qconv.tensors.feature_maps import FeatureMap
 from qconv.tensors.mera import Mera
-from qconv.tensors.spectra import schmidt_values, truncated
+from qconv.tensors.spectra import distance, schmidt_values, truncated
 from qconv.tensors.structures import Plaquette, Shape, Structure, Tree, binary, chains
 
 STRUCTURES = ("mps", "tree", "mera", "eps")
@@ -27,7 +27,7 @@ _SAMPLES = 2048  # random patches that set the scale of fresh outputs
 # above some 32 MiB the C library maps every one into fresh memory.
 _BLOCK = 2**21
 _AFFORDABLE = 2**27  # numbers kept for the backward pass (512 MiB of float32) before "auto" recomputes them
-_LONG = 64  # sites; products of more vectors leave float32's range on real images
+_LONG = 15  # sites; products of more vectors are tiny or huge on images that are not the random ones of the start
 _EVERY = 7  # sites between two divisions by the norm
 
 
@@ -55,16 +55,18 @@ class TensorNetworkConv2d(PatchConv2d):
             bonds to 4. "eps": an entangled plaquette state, one core of dim^N numbers an output (up to 2^18), no bonds.
         bond_dim: Largest bond, at least 1. Bonds never exceed what the sites under them can use. "eps" ignores it.
         feature_map: "cos_sin", "one_cos_sin", "polynomial", "sin2_cos2", "identity", or a
-            `qconv.tensors.feature_maps.FeatureMap` with its own degree or scale. Inputs are meant to lie in [0, 1].
+            `qconv.tensors.feature_maps.FeatureMap` with its own degree or scale. Inputs belong in [0, 1], for which
+            fresh outputs are scaled; means h of bits go there by (1 + h) / 2. Nothing is refused: beyond, cosines and
+            sines wrap around, powers grow, and fresh outputs may be very small or large.
         site: "pixel": a site is a pixel, whose vector has the maps of all channels of the group side by side (dimension
             about d * channels): N = taps. "feature": every number is a site: N = channels * taps, in nn.Unfold's order
             (channel, row, column). For one channel both are the same.
         order: In which order sites stand in the network: "snake" (every second row backwards, so that neighbors in the
             chain are neighbors in the patch) or "raster".
-        normalize: Divide the bond vectors by their norm at about every 7th site and at the root, so that long networks
-            neither overflow nor vanish: outputs of one patch and group are divided by a positive number, which changes
-            no argmax but makes the layer no longer multilinear. "auto": only for more than 64 sites. "mps" and "tree"
-            only.
+        normalize: Divide bond vectors by their norm, at about every 7th site and at the root ("mera": there alone), so
+            that networks of many sites neither overflow nor vanish, on black patches neither: outputs of one patch and
+            group are divided by a positive number, which changes no argmax but makes the layer no longer multilinear.
+            "auto": only for more than 15 sites. Not for "eps", nor where bonds have one number, which has no direction.
         checkpoint: Whether the backward pass recomputes the contraction, block by block of patches, instead of keeping
             it; "auto": where it would keep more than 512 MiB of float32.
         device: As nn.Conv2d.
@@ -127,10 +129,16 @@ class TensorNetworkConv2d(PatchConv2d):
             out_channels // groups,
             self.bond_dim,
         )
-        self.normalize = shape.sites > _LONG and structure in ("mps", "tree") if normalize == "auto" else normalize
-        if self.normalize and structure not in ("mps", "tree"):
-            raise ValueError(f'normalize is True but the structure is "{structure}": only "mps" and "tree" divide')
-        self.network = _network(structure, shape, self.normalize)
+        self.network = _network(structure, shape, False)
+        directions = structure != "eps" and prod(self.network.shapes[-1][1:]) > 1
+        self.normalize = shape.sites > _LONG and directions if normalize == "auto" else normalize
+        if self.normalize:
+            if not directions:
+                raise ValueError(
+                    f'normalize is True but structure "{structure}" with sites of dimension {shape.dim} and bond_dim '
+                    f"{bond_dim} has no bonds of 2 numbers or more to divide: use normalize=False, or other bonds"
+                )
+            self.network = _network(structure, shape, True)
         weight = torch.empty(groups, sum(prod(s) for s in self.network.shapes), device=device, dtype=dtype)
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype is {weight.dtype}: a tensor network needs torch.float32 or torch.float64")
@@ -298,9 +306,11 @@ class TensorNetworkConv2d(PatchConv2d):
 
         Returns:
             A new layer, and the Frobenius norm of the difference of both layers' full tensors (all groups together),
-            exactly. For vectors phi of norm 1 no output changes by more. With `normalize` that holds for the tensors
-            without any division; norms depend on the basis of the bonds, which is a new one, so outputs of a patch get
-            another positive factor, and the new layer is scaled to outputs of the old one's size on random patches.
+            computed in float64 from the weights as they are stored: where nothing is discarded the rounding of the
+            new cores is left, some 1e-7 of the norm in float32. For vectors phi of norm 1 no output changes by more.
+            With `normalize` that holds for the tensors without any division, up to the factor of the next sentence;
+            norms depend on the basis of the bonds, which is a new one, so outputs of a patch get another positive
+            factor, and the new layer is scaled to outputs of the old one's size on random patches.
 
         Raises:
             ValueError: For a structure without bonds, or a bond_dim out of range.
@@ -338,16 +348,22 @@ class TensorNetworkConv2d(PatchConv2d):
         with torch.no_grad():
             for group in range(self.groups):
                 cores = [core[group] for core in self._split(self.weight)]
-                found, squared = truncated(tree, cores, layer._tree())
-                error += squared
+                found = truncated(tree, cores, layer._tree())
+                factor = 1.0
                 if self.normalize:
                     # In float64 first: the norm of a long network may be beyond float32's range.
-                    found[-1] = F.normalize(found[-1].flatten(), dim=0).reshape(found[-1].shape)
+                    factor = float(torch.linalg.vector_norm(found[-1])) or 1.0
+                    found[-1] = found[-1] / factor
                 layer.weight[group] = torch.cat([core.flatten() for core in found])
                 if self.normalize:
                     patches = torch.rand(256, self.features, generator=torch.Generator().manual_seed(0)).to(self.weight)
                     old, new = (part.evaluate(patches, part.weight[group, None]).norm() for part in (self, layer))
-                    layer.weight[group, -found[-1].numel() :] *= old / new
+                    if old > 0 and new > 0:
+                        layer.weight[group, -found[-1].numel() :] *= old / new
+                        factor *= float(new / old)
+                stored = [core[group].double() for core in layer._split(layer.weight)]
+                stored[-1] *= factor
+                error += distance(tree, cores, stored) ** 2
             if self.bias is not None and layer.bias is not None:
                 layer.bias.copy_(self.bias)
         return layer.train(self.training), sqrt(error)
@@ -381,4 +397,4 @@ def _network(structure: str, shape: Shape, normalize: bool) -> Structure:
         return chains(shape, _EVERY if normalize else 0)
     if structure == "tree":
         return binary(shape, _EVERY if normalize else 0)
-    return Mera(shape) if structure == "mera" else Plaquette(shape)
+    return Mera(shape, normalize) if structure == "mera" else Plaquette(shape)

@@ -1,5 +1,3 @@
-import copy
-import io
 from functools import reduce
 from itertools import product
 
@@ -10,7 +8,7 @@ from scipy.linalg import expm
 from torch import nn
 
 from qconv.binarization import binarize
-from qconv.binary_laws import Moments, agreement_law
+from qconv.binary_laws import agreement_law
 from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear
 from qconv.deformed_pairs import tiling
 from qconv.energy import count
@@ -335,39 +333,6 @@ def test_coherence_matters_only_off_the_diagonal():
 def test_layer_conformance(deformation):
     layer = QuantumDeformedConv2d(2, 3, (2, 3), stride=(1, 2), deformation=deformation).eval()
     check_layer(layer, 2, stride=(1, 2))
-
-
-@pytest.mark.parametrize("deformation", DEFORMATIONS)
-def test_copies_files_and_single_images(deformation):
-    layer = QuantumDeformedConv2d(2, 3, 3, deformation=deformation, output="moments").eval()
-    h = means(2, 2, 5, 5, dtype=torch.float32)
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    other = QuantumDeformedConv2d(2, 3, 3, deformation=deformation, output="moments").eval()
-    other.load_state_dict(layer.state_dict())
-    for copied in (copy.deepcopy(layer), torch.load(buffer, weights_only=False), other):
-        assert torch.equal(copied(h).variance, layer(h).variance)
-    single = layer(h[0])
-    assert isinstance(single, Moments)
-    assert single.mean.shape == single.variance.shape == (3, 3, 3)
-    torch.testing.assert_close(single.variance, layer(h).variance[0])
-    dense = QuantumDeformedLinear(4, 3, deformation=deformation).eval()
-    x = means(2, 5, 4, dtype=torch.float32)
-    torch.testing.assert_close(dense(x)[1, 2], dense(x[1, 2]))
-
-
-@pytest.mark.parametrize("deformation", ["none", "pair", "neighbors"])
-def test_compiled_and_under_autocast(deformation):
-    layer = QuantumDeformedConv2d(2, 3, 3, deformation=deformation)
-    h = means(4, 2, 6, 6, dtype=torch.float32)
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(h), layer(h), atol=1e-6, rtol=0)
-    torch._dynamo.reset()
-    layer.eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(layer(h), layer(h.float()))
-        assert layer(h.bfloat16()).dtype == torch.float32
 
 
 def test_counts():

@@ -130,3 +130,18 @@ def test_the_circuit_is_data():
         layer.circuit(-1)
     with pytest.raises(ValueError, match="output is 2"):
         layer.circuit_weights(2)
+
+
+def test_a_hard_layer_has_no_circuit_of_probabilities():
+    layer = drawn(QuantumDeformedLinear(3, 2, deformation="none", norm=False, law="exact"))
+    h = means(2, 3).float()
+    before = run(layer, h, 0)
+    torch.testing.assert_close(before, layer(h)[:, 0].detach(), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        layer.weight[:, 0] = 0.1  # a weight of 0 in "ternary"
+    layer.binarize_("ternary")
+    for ask in (layer.circuit, layer.circuit_weights):
+        with pytest.raises(ValueError, match=r"hard is True: .* before binarize"):
+            ask(0)
+    layer.reset_parameters()
+    torch.testing.assert_close(run(layer, h, 1), layer(h)[:, 1].detach(), atol=1e-5, rtol=0)

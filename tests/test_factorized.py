@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 import sys
 from itertools import pairwise
 
@@ -233,6 +234,18 @@ def test_cp_terms_are_balanced():
     ]
     sizes = torch.stack([torch.linalg.vector_norm(own, dim=1) for own in norms])
     torch.testing.assert_close(sizes, sizes[:1].expand_as(sizes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_of_numpy(method):
+    want = FactorizedConv2d(4, 6, 3, method=method, rank=2).rank
+    for rank in (np.int64(2), np.array(2), np.full(len(want), 2), [np.int32(2)] * len(want)):
+        layer = FactorizedConv2d(4, 6, 3, method=method, rank=rank)
+        assert layer.rank == want
+        assert all(type(r) is int for r in layer.rank)
+    for rank in (np.float64(2), np.bool_(True), True, [True] * len(want), [2.0] * len(want), None, "2"):
+        with pytest.raises(ValueError, match=re.escape(f"rank is {rank!r} but method {method!r} takes")):
+            FactorizedConv2d(4, 6, 3, method=method, rank=rank)
 
 
 def test_a_weight_of_zeros():

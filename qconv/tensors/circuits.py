@@ -87,7 +87,8 @@ def layer_network(layer: TensorNetworkConv2d, group: int = 0) -> TreeNetwork:
     """The network of a TensorNetworkConv2d, its features in nn.Unfold's order.
 
     Args:
-        layer: Structure "mps" or "tree", feature map "cos_sin", one number a site. The bias is left out.
+        layer: Structure "mps" or "tree", feature map "cos_sin", one number a site. The bias is left out, and so are the
+            divisions of a layer with `normalize`: its outputs of a patch are the network's over one positive number.
         group: Whose network.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qconv.tensors.feature_maps import Moments
-from qconv.tensors.structures import SECOND_ORDER, Shape, Structure, mixing
+from qconv.tensors.structures import SECOND_ORDER, Shape, Structure, mixing, unit, unit_counts
 
 
 class Mera(Structure):
@@ -20,11 +20,15 @@ class Mera(Structure):
     isometries are free tensors. A gate correlates its two sites, so a product vector becomes, patch by patch, a matrix
     product state whose bonds grow with the level: the contraction stays exact, at a cost exponential in the level.
 
+    Args:
+        shape: Sizes.
+        normalize: Whether to divide what the root takes by its norm.
+
     Source: Vidal, Entanglement renormalization (arXiv:cond-mat/0512165).
     """
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, shape: Shape, normalize: bool = False) -> None:
+        self.shape, self.normalize = shape, normalize
         # Dimension of the sites of each level; the levels' shapes: gates, then isometries.
         dims = [shape.dim] * shape.sites
         shapes: list[tuple[int, ...]] = []
@@ -50,7 +54,8 @@ class Mera(Structure):
         for dims in self.levels:
             states = _coarse_grained(states, remaining, len(dims))
         vector = states[0] if len(states) == 1 else torch.einsum("gzapb,gzbqc->gzapqc", *states)
-        return (vector.flatten(2).mT,)
+        flat = vector.flatten(2).mT
+        return (unit(flat) if self.normalize else flat,)
 
     def body(self, moments: Moments, groups: int) -> list[Tensor]:
         """See Structure: gates start near the identity and isometries mix, as a tree's."""
@@ -79,7 +84,7 @@ class Mera(Structure):
         for summed, _, products in self._steps():
             # Without a sum a product is a multiplication alone.
             found["mac:fp32*fp32" if summed > 1 else "mul:fp32"] += products
-        return found
+        return found + unit_counts(self.shapes[-1][1]) if self.normalize else found
 
     def saved(self) -> int:
         """See Structure."""

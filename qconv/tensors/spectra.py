@@ -82,12 +82,35 @@ def schmidt_values(tree: Tree, cores: Sequence[Tensor], bond: int) -> Tensor:
     return values
 
 
-def truncated(tree: Tree, cores: Sequence[Tensor], smaller: Tree) -> tuple[list[Tensor], float]:
+def distance(tree: Tree, cores: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Frobenius norm of the difference of two tensors on the same tree, without cancellation.
+
+    The difference is one network whose bonds are the direct sums of both: its norm is that of its canonical root.
+
+    Args:
+        tree: The network; bonds may have other sizes than its own.
+        cores: Of one group, any dtype; computed in float64.
+        others: Of the other tensor.
+    """
+    joined = []
+    for node, one, other in zip(tree.nodes, cores, others, strict=True):
+        root = node is tree.nodes[-1]
+        # Sites and outputs are the same legs in both, bonds are not.
+        shared = [root, *(child < tree.shape.sites for child in node if child is not None)]
+        sizes = [a if same else a + b for a, b, same in zip(one.shape, other.shape, shared, strict=True)]
+        core = torch.zeros(sizes, dtype=torch.float64, device=one.device)
+        core[tuple(slice(a) for a in one.shape)] += one.double()
+        beginnings = [0 if same else a for a, same in zip(one.shape, shared, strict=True)]
+        core[tuple(slice(start, None) for start in beginnings)] += -other.double() if root else other.double()
+        joined.append(core)
+    return float(torch.linalg.vector_norm(canonical(tree, joined)[-1]))
+
+
+def truncated(tree: Tree, cores: Sequence[Tensor], smaller: Tree) -> list[Tensor]:
     """Project every bond onto its largest singular vectors, from the leaves to the root.
 
     The projections of nested and of disjoint blocks of sites commute, so what they discard one after another is
-    mutually orthogonal: the squared Frobenius error is the sum of all discarded squares, exactly and without
-    cancellation.
+    mutually orthogonal: the squared Frobenius error is the sum of all discarded squares, without cancellation.
 
     Args:
         tree: The network.
@@ -95,16 +118,15 @@ def truncated(tree: Tree, cores: Sequence[Tensor], smaller: Tree) -> tuple[list[
         smaller: The same network with smaller bonds.
 
     Returns:
-        The cores of `smaller`, float64, and the squared Frobenius distance of both tensors.
+        The cores of `smaller`, float64.
 
     Source: Grasedyck, Hierarchical singular value decomposition of tensors (SIAM J. Matrix Anal. Appl. 31, 2010).
     """
     found = canonical(tree, [core.detach().double() for core in cores])
-    error, parents = 0.0, _parents(tree)
+    parents = _parents(tree)
     for k, shape in enumerate(smaller.shapes[:-1]):
-        vectors, values, _ = torch.linalg.svd(_factor_above(tree, found, k), full_matrices=False)
+        vectors, _, _ = torch.linalg.svd(_factor_above(tree, found, k), full_matrices=False)
         kept = vectors[:, : shape[0]].T
-        error += float((values[shape[0] :] ** 2).sum())
         found[k] = _applied(found[k], 0, kept)
         above, axis = parents[k]
         found[above] = _applied(found[above], axis, kept)
@@ -112,7 +134,7 @@ def truncated(tree: Tree, cores: Sequence[Tensor], smaller: Tree) -> tuple[list[
         while above in parents:
             _lift(found, parents, above)
             above = parents[above][0]
-    return [_padded(core, shape) for core, shape in zip(found, smaller.shapes, strict=True)], error
+    return [_padded(core, shape) for core, shape in zip(found, smaller.shapes, strict=True)]
 
 
 def _padded(core: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -61,6 +61,17 @@ def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
     return (left[:, :, None] * right[:, None]).flatten(1, 2)
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Each patch's vector divided by its norm: (groups, n, patches)."""
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / norm.clamp(min=1e-30)
+
+
+def unit_counts(n: int) -> Counter[str]:
+    """Operations of `unit` a patch; the square root and the reciprocal are left out."""
+    return Counter({"mac:fp32*fp32": n, "mul:fp32": n})
+
+
 def merge_counts(out: int, a: int, b: int) -> Counter[str]:
     """Operations of `merge` a patch."""
     last = {"mac:fp32*fp32": min(a, b) * out} if out < max(a, b) else {"mul:fp32": a * b}
@@ -189,9 +200,7 @@ class Tree(Structure):
         for node, core, divided in zip(self.nodes, cores, self._divided, strict=False):
             left = vectors[node.left]
             vector = torch.bmm(core, left) if node.right is None else merge(core, left, vectors[node.right])
-            if divided:
-                vector = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp(min=1e-30)
-            vectors.append(vector)
+            vectors.append(unit(vector) if divided else vector)
         return tuple(vectors[child] for child in self.nodes[-1] if child is not None)
 
     def body(self, moments: Moments, groups: int) -> list[Tensor]:
@@ -228,7 +237,7 @@ class Tree(Structure):
             out, *below = shape
             total += merge_counts(out, *below) if len(below) == 2 else Counter({"mac:fp32*fp32": out * below[0]})
             if divided:
-                total += Counter({"mac:fp32*fp32": out, "mul:fp32": out})
+                total += unit_counts(out)
         return total
 
     def saved(self) -> int:
