@@ -1,5 +1,6 @@
 """Conventional convolution made cheap. No qubits."""
 
+from classical.convert import quantize
 from classical.factorized import FactorizedConv2d, factorize
 from classical.integer import IntegerConv2d, IntegerLinear, integer_twin
 from classical.layers import QuantizedConv2d, QuantizedLinear
@@ -17,6 +18,7 @@ __all__ = [
     "Quantizer",
     "factorize",
     "integer_twin",
+    "quantize",
     "quantizer",
     "quantizer_names",
 ]

@@ -75,6 +75,9 @@ class Geometry:
 class QuantizedConv2d(nn.Conv2d):
     """nn.Conv2d with quantized weights and inputs, trained through straight-through gradients.
 
+    Learned scales of the weights start from the weights that the layer is drawn with; after other weights were put in,
+    `layer.weight_quantizer.fit(layer.weight)` starts them again. Loading a state_dict loads them.
+
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as for nn.Conv2d.
@@ -86,6 +89,9 @@ class QuantizedConv2d(nn.Conv2d):
 
     Source: see the quantizers.
     """
+
+    weight_quantizer: Quantizer
+    activation_quantizer: Quantizer
 
     def __init__(
         self,
@@ -112,8 +118,7 @@ class QuantizedConv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.weight_quantizer = quantizer(weight, "weight").to(self.weight.device, self.weight.dtype)
-        self.activation_quantizer = quantizer(activation, "activation").to(self.weight.device, self.weight.dtype)
+        attach_quantizers(self, weight, activation)
 
     def quantized_weight(self) -> Tensor:
         """The weights that run, of weight's shape."""
@@ -167,7 +172,8 @@ class QuantizedConv2d(nn.Conv2d):
         """
         channels, rows, columns = self.geometry.output_shape(input_shape)
         positions = rows * columns
-        counts = _counts(self, torch.Size(input_shape).numel(), channels * positions, self.weight[0].numel())
+        values, patches = torch.Size(input_shape).numel(), positions * self.groups
+        counts = _counts(self, values, channels * positions, patches)
         if self.activation_quantizer.patch_scale:
             area = self.kernel_size[0] * self.kernel_size[1]
             pixels = input_shape[1] * input_shape[2]
@@ -179,6 +185,8 @@ class QuantizedConv2d(nn.Conv2d):
 class QuantizedLinear(nn.Linear):
     """nn.Linear with quantized weights and inputs, trained through straight-through gradients.
 
+    Learned scales of the weights start as in QuantizedConv2d.
+
     Args:
         in_features, out_features, bias, device, dtype: as for nn.Linear.
         weight: quantizer of the weights, a name (see `quantizer_names`) or a Quantizer.
@@ -189,6 +197,9 @@ class QuantizedLinear(nn.Linear):
 
     Source: see the quantizers.
     """
+
+    weight_quantizer: Quantizer
+    activation_quantizer: Quantizer
 
     def __init__(
         self,
@@ -202,8 +213,7 @@ class QuantizedLinear(nn.Linear):
         activation: str | Quantizer = "int8",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.weight_quantizer = quantizer(weight, "weight").to(self.weight.device, self.weight.dtype)
-        self.activation_quantizer = quantizer(activation, "activation").to(self.weight.device, self.weight.dtype)
+        attach_quantizers(self, weight, activation)
 
     def quantized_weight(self) -> Tensor:
         """The weights that run, of weight's shape."""
@@ -240,43 +250,65 @@ class QuantizedLinear(nn.Linear):
         """
         self._check(input_shape)
         rows = torch.Size(input_shape[:-1]).numel()
-        counts = _counts(self, rows * self.in_features, rows * self.out_features, self.in_features)
+        counts = _counts(self, rows * self.in_features, rows * self.out_features, rows)
         if self.activation_quantizer.patch_scale:
             counts["add:fp32"] += rows * (self.in_features - 1)
             counts["mul:fp32"] += rows
         return +counts
 
 
-def _counts(layer: QuantizedConv2d | QuantizedLinear, values: int, units: int, taps: int) -> Counter[str]:
-    """What both layers share: `values` real inputs, `units` real outputs, each a sum of `taps` products.
+def attach_quantizers(
+    layer: QuantizedConv2d | QuantizedLinear, weight: str | Quantizer, activation: str | Quantizer
+) -> None:
+    """Give a layer its quantizers, on its device, in its dtype and mode, learned scales fitted to its weights.
 
-    Counted as the layer is trained and evaluated, real numbers in and out. Each input is quantized once: integers
-    multiply by 1 / scale, add a zero point and clip twice; signs compare once. Each output is multiplied by its scale
-    if it has one. The bias, with the zero-point correction folded in, is where the accumulator starts and costs
-    nothing. Rounding and changing between float and integer registers are not counted. A chain of integer twins that
-    hands codes to the next layer is cheaper (one requantization an output, outputs of few bits): this count does not
-    claim it.
+    Raises:
+        ValueError: unknown quantizer.
+    """
+    parts = quantizer(weight, "weight"), quantizer(activation, "activation")
+    layer.weight_quantizer, layer.activation_quantizer = (
+        part.to(layer.weight.device, layer.weight.dtype).train(layer.training) for part in parts
+    )
+    if not layer.weight_quantizer.calibrated:
+        layer.weight_quantizer.fit(layer.weight)
+
+
+def _counts(layer: QuantizedConv2d | QuantizedLinear, values: int, units: int, patches: int) -> Counter[str]:
+    """What both layers share: `values` real inputs, `units` real outputs, computed from `patches` lists of inputs.
+
+    Counted as the layer is trained and evaluated, real numbers in and out. Each input is quantized once, as its
+    quantizer says: integers multiply by 1 / scale, add a zero point if they have one and clip twice; signs compare
+    once. Each output is multiplied by its scale if it has one. The bias, with the input's zero-point correction folded
+    in, is where the accumulator starts and costs nothing; a zero point of the weights takes the sum of every patch,
+    and a product and a sum an output. Where levels are uneven, inputs are added up level by level, an addition a
+    product, and each sum is multiplied once an output (TTQ, NAQ); or sums of signs are, one for every pair of basis
+    numbers (LQ-Nets). Rounding and changing between float and integer registers are not counted. A chain of integer
+    twins that hands codes to the next layer is cheaper (one requantization an output, outputs of few bits): this count
+    does not claim it.
     """
     weight, activation = layer.weight_quantizer, layer.activation_quantizer
+    taps = layer.weight[0].numel()
     constants = weight.constants(layer.weight) + activation.constants(layer.weight)
     bias = 0 if layer.bias is None else layer.bias.numel()
+    planes, factors = weight.planes * activation.planes, max(1, weight.scales) * max(1, activation.scales)
+    if weight.format == "ternary" and activation.format == "binary":
+        planes *= max(1, weight.scales // 2)  # signs are counted, not added up: once for every pair of levels
     counts = Counter(
         {
-            f"mac:{weight.format}*{activation.format}": units * taps,
+            f"mac:{weight.format}*{activation.format}": units * taps * planes,
             "params": layer.weight.numel() + bias + constants,
             "weight_bits": layer.weight.numel() * weight.bits + 32 * (bias + constants),
             "units": units,
             "activation_bits": 32 * units,
         }
     )
-    if activation.format == "binary":
-        counts["cmp:fp32"] += values
-    elif activation.format != "fp32":
-        counts["mul:fp32"] += values
-        counts["add:fp32"] += values
-        counts["cmp:fp32"] += 2 * values
-    if constants:
-        counts["mul:fp32"] += units
+    counts.update({f"{operation}:fp32": amount * values for operation, amount in activation.coding.items()})
+    if weight.scales or activation.scales:
+        counts["mul:fp32"] += units * factors
+        counts["add:fp32"] += units * (factors - 1)  # the parts of an uneven sum are put together
+    if weight.asymmetric:
+        number = "fp32" if activation.format == "fp32" else "int32"
+        counts.update({f"add:{number}": patches * (taps - 1) + units, f"mul:{number}": units})
     if activation.patch_scale:
         counts["mul:fp32"] += units
         counts["add:fp32"] += units * (bias > 0)  # the accumulator is scaled before it meets the bias

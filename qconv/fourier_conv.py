@@ -269,7 +269,7 @@ class FourierConv2d(PatchConv2d):
         """Operations of one inference.
 
         Quantized coefficients meet real waves: that product, by far the most of them, is counted in the coefficients'
-        format, and each output is multiplied by the quantizer's scale once if it has one.
+        format, and each output is multiplied by the quantizer's scales, as in a quantized convolution.
 
         Args:
             input_shape: (channels, height, width).
@@ -282,9 +282,13 @@ class FourierConv2d(PatchConv2d):
             total[key] += amount * patches * self.groups
         products = units * prod(sizes)
         total["mac:fp32*fp32"] -= products
-        total[f"mac:{chosen.format}*fp32"] += products
+        total[f"mac:{chosen.format}*fp32"] += products * chosen.planes
         constants = chosen.constants(self.weight)
-        if constants:
+        if chosen.scales:
+            total["mul:fp32"] += units * chosen.scales
+            total["add:fp32"] += units * (chosen.scales - 1)  # the parts of an uneven sum are put together
+        if chosen.asymmetric:  # the zero point takes the sum of all waves' products
+            total["add:fp32"] += patches * self.groups * (prod(sizes) - 1) + units
             total["mul:fp32"] += units
         total["weight_bits"] = 32 * (total["params"] - self.weight.numel() + constants)
         total["weight_bits"] += chosen.bits * self.weight.numel()

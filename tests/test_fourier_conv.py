@@ -190,6 +190,25 @@ def test_eight_bits_change_a_kernel_little():
     assert float((small(x) - layer(x).detach()).abs().max()) < 81 * step / 2
 
 
+@pytest.mark.parametrize(
+    ("name", "products", "multiplications", "additions"),
+    [
+        ("lq2", 2, 2, 1),  # two sums of signs an output, each times its basis number, put together
+        ("naq5", 1, 4, 3),
+        ("int4_affine", 1, 2, 1),  # the scale, and the zero point times the sum of all waves' products
+    ],
+)
+def test_uneven_levels_and_zero_points_are_counted(name, products, multiplications, additions):
+    twin = drawn(QuantumConv2d(1, 4, 2, bias=True)).to_classical()
+    small = twin.quantize(name)
+    before, after = twin.counts((1, 5, 5)), small.counts((1, 5, 5))
+    outputs, patches = 4 * 16, 16
+    sums = patches * 80 if name == "int4_affine" else 0
+    assert after[f"mac:{small.weight_quantizer.format}*fp32"] == outputs * 81 * products
+    assert after["mul:fp32"] - before["mul:fp32"] == outputs * multiplications
+    assert after["add:fp32"] - before["add:fp32"] == outputs * additions + sums
+
+
 def test_coefficients_train_through_their_quantizer():
     torch.manual_seed(0)
     layer = FourierConv2d(1, 2, (1, 2), weight="int4")

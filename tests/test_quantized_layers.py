@@ -12,15 +12,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from classical.integer import integer_twin
 from classical.layers import QuantizedConv2d, QuantizedLinear
-from classical.quantizers import IntegerActivation
+from classical.quantizers import IntegerActivation, quantizer
 
 PAIRS = [
     ("float", "float"),
     ("int8", "int8"),
     ("int4_channel", "int4"),
+    ("int8_channel_affine", "dorefa4"),
     ("twn", "int8"),
     ("bnn", "bnn"),
+    ("dorefa2", "dorefa1"),
+    ("ttq", "hwgq2"),
+    ("naq5", "lsq4"),
+    ("lq2", "lq2"),
+    ("lsq2", "lsq2"),
+    ("rq4", "rq_st4"),
     ("xnor", "xnor"),
 ]
 FLOAT: dict[str, Any] = {"weight": "float", "activation": "float"}
@@ -83,7 +91,8 @@ def test_quantized_conv_is_torch_on_quantized_tensors(
 ) -> None:
     args, x = case
     ours, theirs = conv(**args, weight=names[0], activation=names[1]), nn.Conv2d(**args)
-    ours(x)
+    with torch.random.fork_rng():  # relaxed quantization draws noise
+        ours(x)
     ours.eval()
     theirs.load_state_dict({"weight": ours.quantized_weight()} | ({"bias": ours.bias} if args["bias"] else {}))
     assert torch.equal(ours(x), theirs(ours.activation_quantizer(x)))  # so 0 is padded after quantization
@@ -137,19 +146,23 @@ def test_linear(shape: tuple[int, ...], weight: str, activation: str) -> None:
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
 def test_training_reaches_every_parameter_and_the_input(weight: str, activation: str, dtype: torch.dtype) -> None:
     x = (0.5 * sample(4, 2, 7, 7, dtype=dtype)).requires_grad_()
+    torch.manual_seed(0)
     model = nn.Sequential(
-        conv(2, 3, 3, weight=weight, activation=activation, dtype=dtype),
-        conv(3, 2, 3, weight=weight, activation=activation, dtype=dtype, seed=1),
+        conv(2, 4, 3, weight=weight, activation=activation, dtype=dtype),
+        nn.BatchNorm2d(4, dtype=dtype),
+        conv(4, 3, 3, weight=weight, activation=activation, dtype=dtype, seed=1),
+        nn.BatchNorm2d(3, dtype=dtype),
         nn.Flatten(),
-        QuantizedLinear(18, 2, weight=weight, activation=activation, dtype=dtype),
+        QuantizedLinear(27, 2, weight=weight, activation=activation, dtype=dtype),
     )
     output = model(x)
     output.square().sum().backward()
     assert output.dtype == dtype
-    for tensor in (x, *model.parameters()):
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
-        assert tensor.grad.abs().sum() > 0
+    biases = {name for name, _ in model.named_parameters() if name in ("0.bias", "2.bias")}  # undone by normalization
+    for name, tensor in (("x", x), *model.named_parameters()):
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().sum() > 0 or name in biases, name
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
@@ -168,10 +181,85 @@ def test_copies_give_the_same_outputs(weight: str, activation: str) -> None:
     assert weight in repr(layer)
     assert f"({activation})" in repr(layer)
     expected = {"weight", "bias"}
-    if activation.startswith("int"):
-        expected |= {"activation_quantizer.low", "activation_quantizer.high"}
+    for part, name in (("weight_quantizer", weight), ("activation_quantizer", activation)):
+        kind = name.rstrip("0123456789")
+        stored = {"lsq": ("step",), "rq": ("step", "log_noise"), "rq_st": ("step", "log_noise"), "lq": ("basis",)}
+        stored |= {"ttq": ("positive", "negative"), "naq": ("positive", "negative")}
+        stored |= {"int": ("low", "high")} if part == "activation_quantizer" else {}
+        expected |= {f"{part}.{key}" for key in stored.get(kind, ())}
     assert set(layer.state_dict()) == expected
     assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_a_layer_that_was_never_run_loads_what_another_one_stored(weight: str, activation: str) -> None:
+    x = sample(2, 3, 6, 6)
+    fresh, trained = (conv(3, 4, 3, weight=weight, activation=activation, seed=seed) for seed in (0, 1))
+    keys = set(fresh.state_dict())
+    for stored in (fresh.state_dict(), (trained(x), trained.state_dict())[1]):
+        assert set(stored) == keys
+        other = conv(3, 4, 3, weight=weight, activation=activation, seed=2)
+        other.load_state_dict(stored)
+        assert all(torch.equal(stored[key], value) for key, value in other.state_dict().items())
+    assert torch.equal(other.eval()(x), trained.eval()(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_channels_last(weight: str, activation: str, training: bool) -> None:
+    x = sample(2, 3, 6, 6)
+    layer = conv(3, 4, 3, padding=1, weight=weight, activation=activation)
+    layer(x)
+    other = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    results = []
+    for one, images in ((layer, x), (other, x.to(memory_format=torch.channels_last))):
+        one.train(training and "rq" not in weight)  # noise is drawn in the order of memory
+        results.append([one(images)])
+        results[-1][0].sum().backward()
+        results[-1].append(one.weight.grad)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("weight", "activation"), PAIRS[1:])
+def test_torch_compiles_layers_without_breaks(weight: str, activation: str) -> None:
+    x = sample(2, 3, 6, 6)
+    layer = conv(3, 4, 3, weight=weight, activation=activation)
+    layer(x)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    results = []
+    for one in (layer, compiled):
+        torch.manual_seed(0)
+        results.append(one(x))
+    torch.testing.assert_close(*results)
+
+
+def test_a_learned_scale_starts_from_the_weights_of_its_layer() -> None:
+    for name in ("lsq4", "ttq", "naq5", "lq2", "rq4"):
+        layer = conv(3, 4, 3, weight=name)
+        assert layer.weight_quantizer.calibrated
+        alone = copy.deepcopy(layer.weight_quantizer)
+        alone.fit(layer.weight)
+        assert all(torch.equal(alone.state_dict()[key], v) for key, v in layer.weight_quantizer.state_dict().items())
+
+
+def test_a_learned_quantizer_object_is_fitted_once() -> None:
+    for name in ("lsq4", "lq2"):
+        shared = quantizer(name)
+        first = conv(3, 4, 3, weight=shared)
+        before = copy.deepcopy(shared.state_dict())
+        assert conv(3, 4, 3, weight=shared, seed=1).weight_quantizer is first.weight_quantizer
+        assert all(torch.equal(before[key], value) for key, value in shared.state_dict().items())
+
+
+def test_layers_built_without_memory_load_their_state() -> None:
+    for weight, activation in PAIRS:
+        layer = QuantizedConv2d(3, 4, 3, weight=weight, activation=activation, device="meta")
+        assert all(tensor.is_meta for tensor in layer.state_dict().values())
+        donor = conv(3, 4, 3, weight=weight, activation=activation)
+        layer.to_empty(device="cpu").load_state_dict(donor.state_dict())
+        x = sample(2, 3, 6, 6)
+        assert torch.equal(layer.eval()(x), donor.eval()(x)), weight
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
@@ -207,18 +295,36 @@ def test_empty_batch() -> None:
         assert layer.eval()(torch.empty(0, 2, 5, 5)).shape == (0, 3, 3, 3)
 
 
-def test_export() -> None:
-    layer = conv(2, 3, 3, padding=1)
+@pytest.mark.parametrize(("weight", "activation"), [("int8", "int8"), ("ttq", "lsq4"), ("lq2", "lq2")])
+def test_export(weight: str, activation: str) -> None:
+    layer = conv(2, 3, 3, padding=1, weight=weight, activation=activation)
     x = sample(2, 2, 5, 5)
     layer(x)
     layer.eval()
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
+EVEN = [pair for pair in PAIRS[1:] if pair[0][:2] not in ("tt", "na", "lq")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("weight", "activation"), [*EVEN, ("dorefa1", "hwgq1"), ("int4_affine", "hwgq3"), ("bnn", "dorefa1")]
+)
+def test_layers_of_even_levels_equal_their_integer_twins(weight: str, activation: str, dtype: torch.dtype) -> None:
+    x = sample(4, 3, 6, 6, dtype=dtype)
+    layer = conv(3, 4, 3, padding=1, weight=weight, activation=activation, dtype=dtype)
+    layer(x)
+    expected = layer.eval()(x).detach()
+    found = integer_twin(layer)(x)
+    assert (found - expected).abs().max() <= (2e-6 if dtype == torch.float32 else 1e-6) * expected.abs().max()
+
+
 # 1 x 8 x 8, four 3 x 3 kernels: 64 input values, 36 positions, 144 outputs of 9 products each; all are float32.
 BASE = {"units": 144, "params": 40, "weight_bits": 40 * 32, "activation_bits": 144 * 32}
 # Each input value to a code: times 1 / scale, plus the zero point, clipped at both ends; each output times its scale.
 CODED = {"mul:fp32": 64 + 144, "add:fp32": 64, "cmp:fp32": 2 * 64}
+STEP = {"mul:fp32": 64 + 144, "cmp:fp32": 2 * 64}
 COUNTS = [
     ("float", "float", {"mac:fp32*fp32": 1296}),
     ("int8", "int8", CODED | {"mac:int8*int8": 1296, "params": 43, "weight_bits": 36 * 8 + 7 * 32}),
@@ -227,6 +333,56 @@ COUNTS = [
     ("twn", "float", {"mac:ternary*fp32": 1296, "mul:fp32": 144, "params": 41, "weight_bits": 36 * 2 + 5 * 32}),
     # Signs: one comparison an input value, no scale.
     ("bnn", "bnn", {"mac:binary*binary": 1296, "cmp:fp32": 64, "weight_bits": 36 + 4 * 32}),
+    # A zero point of the weights: 36 sums of a patch of 9, then a product and a sum for each output.
+    (
+        "int8_affine",
+        "int8",
+        CODED
+        | {"mac:int8*int8": 1296, "add:int32": 36 * 8 + 144, "mul:int32": 144}
+        | {"params": 44, "weight_bits": 36 * 8 + 8 * 32},
+    ),
+    (
+        "int8_channel_affine",
+        "float",
+        {"mac:int8*fp32": 1296, "add:fp32": 36 * 8 + 144, "mul:fp32": 144 + 144}
+        | {"params": 48, "weight_bits": 36 * 8 + 12 * 32},
+    ),
+    # No zero point: nothing is added. One bit: a comparison.
+    ("dorefa2", "dorefa3", STEP | {"mac:int2*int3": 1296, "params": 42, "weight_bits": 36 * 2 + 6 * 32}),
+    (
+        "dorefa1",
+        "hwgq1",
+        {"mac:binary*binary": 1296, "cmp:fp32": 64, "mul:fp32": 144, "params": 42, "weight_bits": 36 + 6 * 32},
+    ),
+    ("lsq4", "hwgq2", STEP | {"mac:int4*int2": 1296, "params": 42, "weight_bits": 36 * 4 + 6 * 32}),
+    ("rq_st3", "lsq5", STEP | {"mac:int3*int5": 1296, "params": 42, "weight_bits": 36 * 3 + 6 * 32}),
+    # Levels one by one: two, then four products an output, and the sums of their parts.
+    (
+        "ttq",
+        "lsq8",
+        {"mac:ternary*int8": 1296, "mul:fp32": 64 + 288, "cmp:fp32": 128, "add:fp32": 144}
+        | {"params": 43, "weight_bits": 36 * 2 + 7 * 32},
+    ),
+    (
+        "naq5",
+        "float",
+        {"mac:ternary*fp32": 1296, "mul:fp32": 4 * 144, "add:fp32": 3 * 144, "params": 44}
+        | {"weight_bits": 36 * 3 + 8 * 32},
+    ),
+    # Counting signs takes each of the two pairs of levels apart.
+    (
+        "naq5",
+        "bnn",
+        {"mac:ternary*binary": 2 * 1296, "cmp:fp32": 64, "mul:fp32": 4 * 144, "add:fp32": 3 * 144, "params": 44}
+        | {"weight_bits": 36 * 3 + 8 * 32},
+    ),
+    # Two signs by three: six sums of signs, each with a factor; a basis of 2 for each of 4 outputs and one of 3.
+    (
+        "lq2",
+        "lq3",
+        {"mac:binary*binary": 6 * 1296, "cmp:fp32": 3 * 64, "mul:fp32": 6 * 144, "add:fp32": 5 * 144, "params": 51}
+        | {"weight_bits": 36 * 2 + 15 * 32},
+    ),
     (  # K: 36 box sums of 8 additions each, 36 divisions by the area; then alpha, K and the bias for each output
         "xnor",
         "xnor",
