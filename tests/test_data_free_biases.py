@@ -1,0 +1,394 @@
+"""Absorbed and corrected biases, ranges from statistics, and the whole recipe on a trained network."""
+
+from typing import Any
+
+import pytest
+import torch
+from data_free_nets import Net, images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classical.convert import quantize
+from classical.data_free import (
+    ChannelClip,
+    Moments,
+    absorb_biases,
+    correct_biases,
+    correct_biases_on,
+    data_free_quantize,
+    equalize,
+    fold_batch_norms,
+    natural_noise,
+    output_moments,
+    propagate,
+    record_moments,
+    replace_relu6,
+    rescale_randomly,
+    set_ranges,
+)
+from classical.layers import QuantizedConv2d, QuantizedLinear
+from qconv.data import load_dataset
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def made(*modules: nn.Module, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(*modules).double().eval()
+        for p in net.parameters():
+            nn.init.normal_(p)
+    return net
+
+
+def with_moments(net: nn.Module, name: str, mean: Any, std: Any) -> nn.Module:
+    for key, value in (("output_mean", mean), ("output_std", std)):
+        net.get_submodule(name).register_buffer(key, torch.as_tensor(value).double(), persistent=False)
+    return net
+
+
+# --- absorption ------------------------------------------------------------------------------------------------------
+
+READERS: dict[str, tuple[nn.Module, ...]] = {
+    "conv": (nn.Conv2d(4, 2, 3),),
+    "named padding": (nn.Conv2d(4, 2, 3, padding="valid"),),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4, bias=False), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2),),
+    "reflected borders": (nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"),),
+    "pooled": (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)),
+    "flattened": (nn.Flatten(), nn.Linear(4 * 36, 3)),
+    "averaged": (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), ChannelClip(0.0, 40.0), ChannelClip(-2.0, 50.0)])
+@pytest.mark.parametrize("name", READERS)
+def test_absorption_is_exact_where_nothing_lies_below(name: str, act: nn.Module) -> None:
+    net = made(nn.Conv2d(3, 4, 3), act, *READERS[name])
+    x = images()
+    with torch.no_grad():
+        net[0].bias[:2] += torch.tensor([20.0, 30.0]) - net[0](x).amin((0, 2, 3))[:2]
+        lowest = net[0](x).amin((0, 2, 3))  # 20, 30 and two below 0
+    std = torch.tensor([2.0, 1.0, 1.0, 1.0])
+    assert (lowest[2:] < 0).all()
+    mean = torch.tensor([19.0 + 3 * 2, 28.0 + 3 * 1, 1.0, 0.0], dtype=torch.float64)
+    net = with_moments(net, "0", mean, std)
+    shift = torch.tensor([19.0, 28.0, 0.0, 0.0], dtype=torch.float64)
+    found, report = absorb_biases(net)
+    torch.testing.assert_close(found(x), net(x), rtol=1e-10, atol=1e-10)
+    layer = found.get_submodule("0")
+    torch.testing.assert_close(layer.bias, net[0].bias - shift, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output_moments(layer)[0], mean - shift)
+    assert report.done[0].note.startswith("2 of 4 channels")
+    assert torch.equal(output_moments(net[0])[0], mean)
+
+
+def test_a_channel_that_is_always_clipped_is_absorbed_up_to_the_clip() -> None:
+    net = made(nn.Conv2d(3, 1, 1), ChannelClip(0.0, 6.0), nn.Conv2d(1, 2, 1))
+    nn.init.constant_(net[0].bias, 100.0)
+    found, _ = absorb_biases(with_moments(net, "0", [100.0], [1.0]))
+    assert float(found.get_submodule("1").high) == 0
+    torch.testing.assert_close(found(images()), net(images()), rtol=1e-12, atol=1e-12)
+
+
+def test_a_clip_above_zero_leaves_less_to_absorb() -> None:
+    net = made(nn.Conv2d(3, 1, 1), ChannelClip(2.0, 60.0), nn.Conv2d(1, 2, 1))
+    nn.init.constant_(net[0].bias, 50.0)
+    found, _ = absorb_biases(with_moments(net, "0", [50.0], [5.0]))
+    assert found.get_submodule("0").bias.item() == pytest.approx(50 - (50 - 3 * 5 - 2))
+    torch.testing.assert_close(found(images()), net(images()), rtol=1e-10, atol=1e-10)
+
+
+def test_padded_readers_are_skipped_or_wrong_at_their_borders_alone() -> None:
+    net = made(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 2, 3, padding=1))
+    nn.init.constant_(net[0].bias, 50.0)
+    net = with_moments(net, "0", [50.0] * 4, [5.0] * 4)
+    kept, report = absorb_biases(net)
+    assert [entry.note for entry in report.skipped] == ["read by 2"]
+    assert torch.equal(kept(images()), net(images()))
+    net = nn.Sequential(net[0], net[1], net[3])
+    assert absorb_biases(net)[1].skipped[0].note == "2 pads with zeros"
+    changed, _ = absorb_biases(net, padded=True)
+    torch.testing.assert_close(changed(images())[:, :, 1:-1, 1:-1], net(images())[:, :, 1:-1, 1:-1])
+    assert not torch.allclose(changed(images()), net(images()))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        return self.c(x + F.relu(self.b(x)))
+
+
+def test_absorption_stops_at_additions_and_outputs() -> None:
+    net = Residual().double().eval()
+    for name in ("a", "b"):
+        with_moments(net, name, [9.0] * 4, [1.0] * 4)
+    _, report = absorb_biases(net)
+    assert {entry.note for entry in report.entries} == {"read by add"}
+    _, report = absorb_biases(with_moments(made(nn.Conv2d(3, 2, 1), nn.ReLU()), "0", [9.0, 9.0], [1.0, 1.0]))
+    assert report.entries[0].note == "it is the network's output"
+
+
+class Fan(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        return self.b(x) * torch.sigmoid(self.c(x))
+
+
+def test_all_readers_get_their_share() -> None:
+    net = Fan().double().eval()
+    nn.init.constant_(net.a.bias, 30.0)
+    found, report = absorb_biases(with_moments(net, "a", [30.0] * 4, [1.0] * 4))
+    assert report.done[0].layers == "a -> b, c"
+    torch.testing.assert_close(found(images()), net(images()), rtol=1e-10, atol=1e-10)
+
+
+def test_low_biases_are_left_alone() -> None:
+    net = made(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    found, report = absorb_biases(with_moments(net, "0", [1.0, 2.9, 0.0, -1.0], [1.0] * 4))
+    assert report.entries == ()
+    assert torch.equal(found(images()), net(images()))
+
+
+# --- correction ------------------------------------------------------------------------------------------------------
+
+
+def shifted(net: nn.Module, weight: str = "int3") -> nn.Module:
+    """Few bits in the weights, none in the activations: what is left is the error of the weights."""
+    return quantize(net, weight=weight, activation="float").eval()
+
+
+@pytest.mark.parametrize("weight", ["int3", "int3_channel", "int3_affine", "twn"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_constant_images_the_correction_is_exact(weight: str, dtype: torch.dtype) -> None:
+    net = made(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3, groups=2, bias=False)).to(dtype)
+    mean = torch.tensor([0.3, -1.0, 2.0], dtype=dtype)
+    graph, _ = fold_batch_norms(net)
+    inputs = Moments(mean, torch.zeros_like(mean), mean, mean)
+    corrected, report = correct_biases(shifted(graph, weight), graph, propagate(graph, inputs=inputs))
+    x = mean[None, :, None, None].expand(2, 3, 8, 8)
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(corrected(x), net(x), rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(shifted(graph, weight)(x), net(x), rtol=1e-3)
+    assert len(report.done) == 2
+
+
+def test_the_mean_over_normal_data_is_restored() -> None:
+    """1x1 layers on data whose pre-activations are exactly normal: the mean error falls to that of sampling."""
+    net = made(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 4, 1))
+    with torch.no_grad():
+        weight = net[0].weight[:, :, 0, 0]
+        net[1].running_mean.copy_(net[0].bias)
+        net[1].running_var.copy_(weight.square().sum(1))
+        net[1].eps = 0.0
+    graph, _ = replace_relu6(fold_batch_norms(net)[0])
+    corrected, _ = correct_biases(shifted(graph), graph, propagate(graph))
+    n = 20_000
+    x = torch.randn(n, 3, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        inner = shifted(graph)
+        inner.get_submodule("0").weight_quantizer = nn.Identity()  # the first layer exact: the second's input is normal
+        corrected.get_submodule("0").load_state_dict(graph.get_submodule("0").state_dict(), strict=False)
+        corrected.get_submodule("0").weight_quantizer = nn.Identity()
+        before, after = (model(x) - net(x) for model in (inner, corrected))
+    bound = 5 * after.std(0) / n**0.5  # five standard errors
+    assert (after.mean(0).abs() < bound).all()
+    assert (before.mean(0).abs() > 2 * bound).any()
+
+
+def test_unknown_means_are_skipped() -> None:
+    net = made(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 2))
+    graph = record_moments(net, images())[0]
+    corrected, report = correct_biases(shifted(graph), graph, propagate(graph))
+    assert [(entry.layers, entry.done) for entry in report.entries] == [("0", False), ("2", False), ("4", True)]
+    assert report.skipped[1].note == "the mean of its input _1 is unknown"
+    assert torch.equal(corrected.get_submodule("2").bias, graph.get_submodule("2").bias)
+
+
+def test_on_images_every_layer_gets_its_mean_back() -> None:
+    net = Net(["residual", "inverted"], "flatten", "relu6", True, False, 0)
+    graph, _ = equalize(replace_relu6(fold_batch_norms(net)[0])[0])
+    x = images(16)
+    quantized = quantize(graph, weight="int4", activation="int4").train()
+    quantized(x)
+    quantized.eval()
+    corrected, report = correct_biases_on(quantized, graph, x)
+    layers = [name for name, m in graph.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert [entry.layers for entry in report.done] == layers
+    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for model in (graph, corrected):
+        for name in layers:
+            model.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: outputs[name].append(y))
+        model(x)
+    for name, (exact, found) in outputs.items():
+        axes = [0, 2, 3][: exact.dim() - 1]
+        torch.testing.assert_close(found.mean(axes), exact.mean(axes), rtol=1e-9, atol=1e-9, msg=name)
+        assert not torch.allclose(found, exact)
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranges_are_those_of_the_widest_channels() -> None:
+    net = made(
+        nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), ChannelClip(0.0, 2.5), nn.Conv2d(2, 2, 1)
+    )
+    with_moments(net, "0", [1.0, -5.0], [0.5, 2.0])
+    with_moments(net, "2", [0.5, 0.0], [1.0, 3.0])
+    with_moments(net, "3", [0.5, 0.0], [1.0, 3.0])
+    graph = fold_batch_norms(net)[0]
+    quantized = quantize(graph, weight="int8", activation="int8").eval()
+    found, report = set_ranges(quantized, propagate(graph, sigmas=4))
+
+    def at(name: str) -> tuple[float, float]:
+        quantizer = found.get_submodule(name).activation_quantizer
+        return float(quantizer.low), float(quantizer.high)
+
+    assert at("2") == (0.0, 3.0)  # relu: max(1 + 4 / 2, -5 + 4 * 2)
+    assert at("3") == (-12.0, 12.0)
+    assert at("5") == (0.0, 2.5)
+    assert at("0") == (float("inf"), float("-inf"))
+    assert [entry.layers for entry in report.skipped] == ["0"]
+    assert "that of its input input_1 is unknown: each sample gets its own" in report.skipped[0].note
+    assert set_ranges(shifted(graph), propagate(graph))[1].entries == ()
+
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+
+
+class SmallNet(nn.Module):
+    """Depthwise, residual, ReLU6 and batch norm, for digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 48, 1, bias=False),
+            nn.BatchNorm2d(48),
+            nn.ReLU6(),
+            nn.Conv2d(48, 48, 3, padding=1, groups=48, bias=False),
+            nn.BatchNorm2d(48),
+            nn.ReLU6(),
+            nn.Conv2d(48, 16, 1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+        self.linear = nn.Linear(16 * 9, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.block(x))
+        return self.linear(torch.flatten(F.max_pool2d(x, 2), 1))
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained on half of the digits, and the other half."""
+    digits = load_dataset("digits")
+    x, labels = digits.train_images, digits.train_labels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = SmallNet()
+        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+        for _ in range(6):
+            for part in torch.randperm(900).split(60):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[part]), labels[part]).backward()
+                optimizer.step()
+    return net.eval(), x[900:], labels[900:]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, x: Tensor, labels: Tensor) -> float:
+    return float((net(x).argmax(1) == labels).float().mean())
+
+
+OFF: dict[str, Any] = {"equalization": False, "absorption": False, "correction": False}
+INPUT: dict[str, Any] = {"input_range": (0.0, 1.0), "input_mean": 0.3}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rescaled_channels_collapse_and_recover(trained: tuple[nn.Module, Tensor, Tensor], seed: int) -> None:
+    net, x, labels = trained
+    exact = accuracy(net, x, labels)
+    assert exact > 0.9
+    hard = rescale_randomly(replace_relu6(fold_batch_norms(net)[0])[0], 0.01, 100, torch.Generator().manual_seed(seed))[
+        0
+    ]
+    assert accuracy(hard, x, labels) == pytest.approx(exact, abs=0.003)
+    naive, _ = data_free_quantize(hard, **INPUT, **OFF)
+    assert accuracy(naive, x, labels) < 0.6
+    found, report = data_free_quantize(hard, **INPUT)
+    assert accuracy(found, x, labels) > exact - 0.01
+    assert {entry.step for entry in report.done} >= {"equalize", "range", "correct"}
+    assert not any(entry.step == "equalize" for entry in report.skipped)
+
+
+def test_the_recipe_is_its_steps(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, _ = trained
+    graph = fold_batch_norms(net)[0]
+    graph = equalize(replace_relu6(graph)[0])[0]
+    graph = absorb_biases(graph)[0]
+    one = graph.get_submodule("stem.0").weight.new_ones(1)
+    moments = propagate(graph, sigmas=5, inputs=Moments(0.3 * one, one * torch.nan, 0 * one, one))
+    quantized = quantize(graph, weight="int6_channel_affine", activation="int6").eval()
+    quantized = correct_biases(set_ranges(quantized, moments)[0], graph, moments)[0]
+    found, _ = data_free_quantize(net, bits=6, per_channel=True, symmetric=False, sigmas=5, **INPUT)
+    assert torch.equal(found(x), quantized(x))
+
+
+def test_layers_may_be_skipped_and_the_model_stays(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, _, _ = trained
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found, report = data_free_quantize(net, skip=["linear"])
+    assert type(found.get_submodule("linear")) is nn.Linear
+    assert isinstance(found.get_submodule("stem.0"), QuantizedConv2d)
+    assert not any(isinstance(m, QuantizedLinear) for m in found.modules())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert next(entry for entry in report.skipped if entry.step == "range").layers == "stem.0"
+    table = str(report).splitlines()
+    assert table[0].split() == ["step", "layers"]
+    assert len(table) == len(report.entries) + 1
+    assert all(line == line.rstrip() for line in table)
+
+
+def test_relu6_kept_is_not_equalized_across(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, labels = trained
+    _, report = data_free_quantize(net, relu6="keep", **INPUT)
+    reasons = [entry.note for entry in report.skipped if entry.step == "equalize"]
+    assert any("read by ReLU6" in note for note in reasons)
+    unbounded, _ = data_free_quantize(net, relu6="relu", **INPUT)
+    assert not any(isinstance(m, ChannelClip | nn.ReLU6) for m in unbounded.modules())
+    assert accuracy(unbounded, x, labels) > 0.8
+
+
+def test_networks_without_batch_norm_take_statistics_from_noise(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, labels = trained
+    bare, _ = fold_batch_norms(net)
+    for layer in bare.modules():
+        for name in ("output_mean", "output_std"):
+            layer._buffers.pop(name, None)
+    _, report = data_free_quantize(bare, **INPUT)
+    assert {entry.layers for entry in report.skipped if entry.step == "correct"} >= {"block.0", "block.3", "linear"}
+    assert {entry.layers for entry in report.skipped if entry.step == "range"} >= {"linear"}
+    noise = natural_noise((16, 1, 8, 8), torch.Generator().manual_seed(0))
+    found, report = data_free_quantize(bare, images=noise, **INPUT)
+    assert {entry.layers for entry in report.skipped} == {"linear"}  # the mean after max pooling is unknown
+    assert accuracy(found, x, labels) > accuracy(net, x, labels) - 0.02
+
+
+def test_bad_arguments(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net = trained[0]
+    with pytest.raises(ValueError, match="int1'"):
+        data_free_quantize(net, bits=1)
+    with pytest.raises(ValueError, match=r"input_range is \(1, 0\): give the smallest value first"):
+        data_free_quantize(net, input_range=(1, 0))
+    with pytest.raises(ValueError, match="nothing to skip at conv9"):
+        data_free_quantize(net, skip=["conv9"])
