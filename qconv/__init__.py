@@ -11,6 +11,7 @@ for _module in (_circuits, _classical):
         )
 
 from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
+from qconv.compression import compress  # noqa: E402
 from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear  # noqa: E402
 from qconv.layers import FourierConv2d, QuantumConv2d  # noqa: E402
 from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear  # noqa: E402
@@ -33,6 +34,7 @@ __all__ = [
     "TensorNetworkConv2d",
     "Unsupported",
     "backend_names",
+    "compress",
     "load_backend",
     "simulate",
     "surrogate",

@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from collections import Counter
 
+    from rich.progress import TaskID
+
     from qconv.rows import Row
 
 app = typer.Typer(
@@ -43,7 +45,8 @@ def compare(
         Path | None, typer.Option(help="folder of the image files (default: QCONV_DATA, else a download)")
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(help="comma-separated arms (default: ten that fill the slot of one small network)")
+        str | None,
+        typer.Option(help="comma-separated, see qconv arms (default: ten that fill the slot of one small network)"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="number of seeds")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="default: 20 on digits, 5 on the larger sets")] = None,
@@ -72,6 +75,8 @@ def compare(
     tasks = experiment.grid(dataset, names, range(seeds), epochs=epochs, n_train=n_train)
     out = Path("runs") / dataset if out is None else out
     console = Console()
+    if added := [name for name in dict.fromkeys(task.arm for task in tasks) if name not in names]:
+        console.print(f"With the controls of these networks: {', '.join(added)}", soft_wrap=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -112,18 +117,119 @@ def compare(
 
 
 @app.command()
-def kernels() -> None:
-    """List the quantum kernels with their sizes on 4 wires and where they come from."""
-    from textwrap import fill
+def compress(
+    dataset: Annotated[str, typer.Option(help="digits, mnist or fashion_mnist")] = "digits",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder of the image files (default: QCONV_DATA, else a download)")
+    ] = None,
+    network: Annotated[str, typer.Option(help="lenet5 or lenet300")] = "lenet5",
+    method: Annotated[
+        str,
+        typer.Option(help="a quantizer (int8, lsq2, twn, xnor, ...), dfq, prune, share; joined: prune+share+huffman"),
+    ] = "int8",
+    bits: Annotated[
+        int | None, typer.Option(min=1, help="of a quantizer's family (--method lsq), dfq or share")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="share of the weights to prune (default: 0.9)")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="of compressing (default: the method's own)")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="highest learning rate of compressing (default: the method's)")
+    ] = None,
+    float_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="of the float network (default: 8 for lenet5, 20 for lenet300, more on digits)"),
+    ] = None,
+    n_train: Annotated[int | None, typer.Option(min=1, help="training images (default: all)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the split, the weights and the order of the images")] = 0,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: runs/compress-DATASET)")] = None,
+) -> None:
+    """Train a float network, compress it and show what that gained and cost; a killed run resumes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from circuits.kernels import kernel, kernel_citation, kernel_entangles, kernel_names
+    from qconv.compression import comparison
+    from qconv.compression_runs import FloatJob, Job, files, run_job
 
-    print("Kernels; sizes on 4 wires at depth 2")
-    for name in kernel_names():
-        circuit = kernel(name, wires=4)
-        kind = "entangling" if kernel_entangles(name) else "not entangling"
-        print(f"\n{name}: {circuit.n_weights} weights, {len(circuit.gates)} gates, {kind}")
-        print(fill(kernel_citation(name), 100, initial_indent="    ", subsequent_indent="    "))
+    job = Job(FloatJob(dataset, network, seed, float_epochs, n_train=n_train), method, bits, sparsity, epochs, lr)
+    out = Path("runs") / f"compress-{dataset}" if out is None else out
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}"), console=console)
+    shown: dict[str, TaskID] = {}
+    try:
+
+        def on_epoch(step: str, done: int, total: int, loss: float) -> None:
+            bar.start()  # at the first epoch: by then the arguments and the data have been found good
+            if step not in shown:
+                shown[step] = bar.add_task("train float" if step == "train" else step, total=total, loss=loss)
+            bar.update(shown[step], completed=done, loss=loss)
+
+        try:
+            record = run_job(job, out, data_dir, on_epoch)
+        finally:
+            if shown:
+                bar.stop()
+    except KeyboardInterrupt:
+        print(f"\nqconv: stopped. A trained float network is kept in {out}: the same command goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    where = files(job, out)
+    console.print(f"{network} on {dataset}, {job.recipe().method}, seed {seed}: {record.n_fit:,} training images")
+    print(comparison(record.before, record.after))
+    for name, path in (("Model", where.model), ("Record", where.record)):
+        console.print(f"{name}: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def arms(as_json: Annotated[bool, typer.Option("--json", help="as a JSON list, for programs")] = False) -> None:
+    """List what `qconv compare --arms` can name: what fills a slot, and whole networks with their controls."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from qconv.models import ARMS, DEFAULT_ARMS
+
+    if as_json:
+        found = [
+            {
+                "name": arm.name,
+                "title": arm.title,
+                "family": arm.family,
+                "whole": arm.whole,
+                "default": arm.name in DEFAULT_ARMS,
+                "controls": list(arm.controls),
+                "note": arm.note,
+            }
+            for arm in ARMS.values()
+        ]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    titles = {
+        False: "Arms that fill the slot of one small network (* in a comparison that names none)",
+        True: "Whole networks; a quantum-inspired one brings its controls along",
+    }
+    for whole, title in titles.items():
+        table = Table("name", "title", "family", *(["controls"] if whole else []), "note", title=title)
+        table.columns[0].no_wrap = True
+        for arm in (arm for arm in ARMS.values() if arm.whole is whole):
+            name = f"{arm.name}{' *' if arm.name in DEFAULT_ARMS else ''}"
+            table.add_row(name, arm.title, arm.family, *(["\n".join(arm.controls)] if whole else []), arm.note)
+        Console().print(table)
+
+
+@app.command()
+def kernels(
+    wires: Annotated[int, typer.Option(min=2, max=8, help="qubits")] = 4,
+    depth: Annotated[int, typer.Option(min=1, help="layers")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="draws the structure of random kernels")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="compare them with the peers that are installed")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List the quantum kernels with their sizes and sources, or check them against PennyLane and Qiskit."""
+    from qconv.kernel_list import show_kernels
+
+    if not show_kernels(wires, depth, seed, check=check, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -131,12 +237,24 @@ def draw(
     kernel: Annotated[str, typer.Argument(help="a name that `qconv kernels` lists")],
     wires: Annotated[int, typer.Option(help="qubits")] = 4,
     depth: Annotated[int, typer.Option(help="layers")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="draws the structure of kernel random")] = 0,
+    encoding: Annotated[str, typer.Option(help="how features enter: angle, amplitude, ...")] = "angle",
+    readout: Annotated[str, typer.Option(help="what is read at the end")] = "z",
+    seed: Annotated[int, typer.Option(min=0, help="draws the structure of random kernels")] = 0,
+    width: Annotated[float, typer.Option(help="of a figure in inches; longer circuits continue below")] = 10.0,
+    out: Annotated[
+        Path | None, typer.Option(help="file: .svg, .png, .pdf or .txt (default: text on the screen)")
+    ] = None,
 ) -> None:
-    """Draw a kernel's circuit as text."""
+    """Draw a kernel's circuit."""
     from circuits.kernels import kernel as named_kernel
+    from qconv.kernel_drawing import save_drawing
 
-    print(named_kernel(kernel, wires=wires, depth=depth, seed=seed).draw())
+    circuit = named_kernel(kernel, wires=wires, depth=depth, encoding=encoding, readout=readout, seed=seed)
+    if out is None:
+        print(circuit.draw())
+    else:
+        save_drawing(circuit, out, width)
+        print(f"Drawing: {out}")
 
 
 @app.command()

@@ -371,3 +371,61 @@ def test_lazy_layers_stay_lazy() -> None:
     lazy = nn.LazyLinear(3)
     assert count(lazy, (4,)).total("mac") == 12
     assert isinstance(lazy.weight, nn.UninitializedParameter)
+
+
+# --- weights of 0 ---
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 4, 3, bias=False), (3, 6, 7)),
+        (nn.Conv2d(4, 6, (2, 3), stride=(2, 1), groups=2), (4, 6, 7)),
+        (nn.Conv1d(3, 4, 3, stride=2), (3, 9)),
+        (nn.Linear(5, 3), (2, 5)),
+    ],
+)
+def test_weights_of_zero_make_no_terms(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand(layer.weight.shape, generator=generator) < 0.3)
+    matrix = torch.autograd.functional.jacobian(layer, torch.rand(1, *shape))
+    counts = count(layer, shape)
+    skipping = counts.skipping_zeros()
+    assert skipping.total("mac") == int((matrix != 0).sum()) < counts.total("mac")
+    assert skipping.skipping_zeros() == skipping
+    for kept in ("params", "weight_bits", "units", "activation_bits"):
+        assert skipping.total(kept) == counts.total(kept)
+
+
+def test_zeros_are_those_that_run() -> None:
+    def zeros(layer: nn.Module) -> int:
+        counts = count(layer, (2, 6, 6))
+        return (counts.total("mac") - counts.skipping_zeros().total("mac")) // 16  # each weight is used 4 * 4 times
+
+    torch.manual_seed(0)
+    dense = nn.Conv2d(2, 4, 3)
+    assert zeros(dense) == 0
+    masked = prune.random_unstructured(copy.deepcopy(dense), "weight", amount=18)
+    assert zeros(masked) == 18
+    ternary = QuantizedConv2d(2, 4, 3, weight="twn", activation="int8")
+    assert zeros(ternary) == int((ternary.quantized_weight() == 0).sum()) > 10
+    binary = QuantizedConv2d(2, 4, 3, weight="bnn", activation="bnn")
+    nn.init.zeros_(binary.weight)
+    assert zeros(binary) == 0  # the sign of 0 is +1
+    assert zeros(nn.Conv2d(2, 4, 3, device="meta")) == 0  # there are no values to look at
+
+
+@pytest.mark.parametrize("kind", ["uniq", "seed", "simple"])
+def test_bit_operations_without_the_products_of_zeros(kind: str) -> None:
+    layer = QuantizedConv2d(3, 5, 2, weight="int4", activation="int8")
+    with torch.no_grad():
+        layer.weight.view(-1)[::3] = 0
+    pruned = float((layer.quantized_weight() == 0).double().mean())
+    assert pruned >= 1 / 3
+    # Written out for one output, as Hawks et al., arXiv:2102.11289, equation 8, with n inputs: channels times taps.
+    n = 3 * 4
+    sums = {"uniq": 8 + 4 + math.log2(n), "seed": 8, "simple": 0}[kind]
+    expected = 5 * 4 * 4 * n * ((1 - pruned) * 8 * 4 + sums)
+    assert count(layer, (3, 5, 5)).bops(kind, skip_zeros=True) == pytest.approx(expected, rel=1e-12)
+    assert count(layer, (3, 5, 5)).bops(kind) == pytest.approx(5 * 4 * 4 * n * (32 + sums), rel=1e-12)

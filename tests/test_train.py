@@ -176,3 +176,57 @@ def test_images_without_labels(n_images, n_labels):
     for work in (lambda: fit(Net(), images, labels, epochs=1), lambda: evaluate(Net(), images, labels)):
         with pytest.raises(ValueError, match=f"{n_images} images and {n_labels} labels"):
             work()
+
+
+def test_a_loss_of_ones_own_and_a_call_after_each_step():
+    images, labels = blobs(33)
+    seen, calls = [], []
+
+    def loss(scores, targets):
+        seen.append((scores.shape, targets.shape))
+        return ((scores - targets) ** 2).mean()
+
+    targets = torch.eye(2)[labels]
+    model = Net()
+    before = ((model(images) - targets) ** 2).mean()
+    fit(model, images, targets, epochs=20, lr=0.03, batch_size=20, loss=loss, on_step=lambda: calls.append(len(seen)))
+    assert calls == list(range(1, 41))
+    assert seen[:2] == [((20, 2), (20, 2)), ((13, 2), (13, 2))]
+    assert ((model(images) - targets) ** 2).mean() < 0.3 * before
+
+
+def test_what_a_call_after_a_step_changes_stays_changed():
+    model = Net()
+
+    def bound():
+        with torch.no_grad():
+            model.head.weight.clamp_(-0.01, 0.01)
+
+    fit(model, *blobs(), epochs=2, lr=0.05, on_step=bound)
+    assert model.head.weight.abs().max() <= 0.01
+
+
+@pytest.mark.parametrize(("warmup", "highest"), [(0.1, 10), (0.3, 30), (0.01, 1)])
+def test_the_rate_rises_for_a_share_of_the_steps(warmup, highest, monkeypatch):
+    rates = []
+    made = torch.optim.lr_scheduler.OneCycleLR
+
+    class Watched(made):
+        def step(self, *arguments):
+            super().step(*arguments)
+            rates.append(self.get_last_lr()[0])
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", Watched)
+    images, labels = blobs(100)
+    fit(Net(), images, labels, epochs=1, lr=0.02, warmup=warmup, batch_size=1)
+    # The scheduler steps once as it is built; the highest rate is reached after the share of the steps.
+    top = max(range(len(rates)), key=rates.__getitem__)
+    assert abs(top - highest) <= 1
+    assert rates[top] == pytest.approx(0.02, rel=1e-2)
+    assert rates[-1] < 0.02 / 1000
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0, -0.1, math.nan])
+def test_the_share_of_the_rise(warmup):
+    with pytest.raises(ValueError, match="warmup is a share"):
+        fit(Net(), *blobs(), epochs=1, warmup=warmup)

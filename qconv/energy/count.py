@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,27 +40,34 @@ def format_bits(number: str) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """What one call of one layer costs; shapes are without the batch axis."""
+    """What one call of one layer costs; shapes are without the batch axis.
+
+    `zero_macs` holds those of the operations' multiply-accumulates whose weight is 0, under the same keys.
+    """
 
     name: str
     kind: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     operations: Counter[str]
+    zero_macs: Counter[str] = field(default_factory=Counter)
 
     def macs(self) -> Counter[str]:
         """Multiply-accumulates by format, "weights*activations"."""
-        pairs = ((key.split(":", 1), amount) for key, amount in self.operations.items())
-        return Counter({rest[0]: amount for (family, *rest), amount in pairs if family == "mac"})
+        return _by_format(self.operations)
 
-    def bops(self, kind: str = "uniq") -> float:
+    def bops(self, kind: str = "uniq", *, skip_zeros: bool = False) -> float:
         """Bit operations of this row's multiply-accumulates; see :meth:`Counts.bops`."""
         if kind not in _BOPS:
             raise unknown("way to count bit operations", kind, _BOPS)
         macs = self.macs()
+        skipped = _by_format(self.zero_macs) if skip_zeros else Counter[str]()
         fan_in = max(1.0, macs.total() / max(1, self.operations["units"]))
         bits = {pair: [format_bits(number) for number in pair.split("*")] for pair in macs}
-        return sum(n * _BOPS[kind](bits[pair][0], bits[pair][1], fan_in) for pair, n in macs.items())
+        return sum(
+            n * _BOPS[kind](bits[pair][0], bits[pair][1], fan_in) - skipped[pair] * math.prod(bits[pair])
+            for pair, n in macs.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,15 @@ class Counts:
         """Multiply-accumulates by format: ``Counter({"int8*int8": 230400})``, weights first."""
         return sum((row.macs() for row in self.rows), Counter[str]())
 
-    def bops(self, kind: str = "uniq") -> float:
+    def bops(self, kind: str = "uniq", *, skip_zeros: bool = False) -> float:
         """Bit operations of all multiply-accumulates with b_w-bit weights and b_a-bit activations.
 
         Args:
             kind: what one multiply-accumulate of a layer with n inputs an output (channels a group times k^2) costs:
                 "uniq" b_a b_w + b_a + b_w + log2(n), that is a product and a sum in an accumulator wide enough;
                 "seed" b_a b_w + b_a; "simple" b_a b_w.
+            skip_zeros: whether a weight of 0 costs no product; sums are counted as before. With a fraction f of weights
+                pruned, "uniq" is (1 - f) b_a b_w + b_a + b_w + log2(n).
 
         Raises:
             ValueError: for another kind.
@@ -107,8 +116,18 @@ class Counts:
         Source:
             "uniq": Baskin et al., UNIQ, arXiv:1804.10969, section 4.2. "simple": van Baalen et al., Bayesian Bits,
             arXiv:2005.07093; Yao et al., HAWQ-V3, arXiv:2011.10680. "seed": UNIQ's without weight and log terms.
+            skip_zeros: Hawks et al., Ps and Qs, arXiv:2102.11289, equation 8.
         """
-        return sum(row.bops(kind) for row in self.rows)
+        return sum(row.bops(kind, skip_zeros=skip_zeros) for row in self.rows)
+
+    def skipping_zeros(self) -> "Counts":
+        """The same without the multiply-accumulates whose weight is 0: hardware that passes over them.
+
+        Neither finding the weights that are not 0 nor storing where they are is counted.
+        """
+        return Counts(
+            tuple(replace(row, operations=+(row.operations - row.zero_macs), zero_macs=Counter()) for row in self.rows)
+        )
 
     @property
     def params(self) -> int:
@@ -183,6 +202,22 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Counts:
     return Counts(tuple(recorder.rows))
 
 
+def _by_format(operations: Counter[str]) -> Counter[str]:
+    pairs = ((key.split(":", 1), amount) for key, amount in operations.items())
+    return Counter({rest[0]: amount for (family, *rest), amount in pairs if family == "mac"})
+
+
+def _macs_at_zeros(layer: nn.Module, operations: Counter[str]) -> Counter[str]:
+    """Multiply-accumulates whose weight is 0. In these layers each weight meets as many inputs as any other."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) or layer.weight.is_meta:
+        return Counter()
+    quantized: Callable[[], Tensor] | None = getattr(layer, "quantized_weight", None)
+    weight = layer.weight if quantized is None else quantized()
+    zeros = weight.numel() - int(torch.count_nonzero(weight))
+    macs = {key: n * zeros // weight.numel() for key, n in operations.items() if key.startswith("mac:")}
+    return +Counter(macs)
+
+
 def _private_copy(model: nn.Module) -> nn.Module:
     # Computed attributes (torch.nn.utils.prune keeps weights so) carry a graph, which deepcopy refuses.
     memo: dict[int, Any] = {}
@@ -247,7 +282,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise ValueError(f"{where} takes or gives no tensor: nothing can be counted")
             operations = self._ask(where, layer, inputs, outputs)
             self._forget_known_weights(layer, operations)
-            self._add(name, kind, inputs, outputs, operations)
+            self._add(name, kind, inputs, outputs, operations, _macs_at_zeros(layer, operations))
         self._inside -= 1
 
     def _ask(self, where: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Counter[str]:
@@ -302,6 +337,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add(f"{where}.{name}".lstrip("."), "function", inputs, outputs, operations)
         return results
 
-    def _add(self, name: str, kind: str, inputs: Tensor | None, outputs: Tensor | None, ops: Counter[str]) -> None:
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        inputs: Tensor | None,
+        outputs: Tensor | None,
+        operations: Counter[str],
+        zero_macs: Counter[str] | None = None,
+    ) -> None:
         source, result = (() if tensor is None else tuple(tensor.shape[1:]) for tensor in (inputs, outputs))
-        self.rows.append(Row(name, kind, source, result, ops))
+        self.rows.append(Row(name, kind, source, result, operations, zero_macs or Counter()))
