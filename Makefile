@@ -22,6 +22,7 @@ lint: .venv/.installed-test
 bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.quanvolution --json runs/benchmark.json $(BENCH)
 	$(if $(findstring --quick,$(BENCH)),,$(BIN)/python -m benchmarks.costs)
+	$(BIN)/python -m benchmarks.layers --json runs/layers.json $(if $(findstring --quick,$(BENCH)),--quick)
 
 # torch first and pinned: an open range lets the installer fetch gigabytes of GPU libraries on a CPU machine.
 .venv/.installed: pyproject.toml constraints.txt

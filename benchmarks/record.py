@@ -15,7 +15,7 @@ from benchmarks.workloads import WORKLOADS
 
 PACKAGES = (
     "qconv", "torch", "numpy", "llvmlite", "pennylane", "pennylane-lightning", "tensorcircuit-ng", "jax",
-    "torchquantum", "deepquantum", "qulacs", "qiskit", "qiskit-aer",
+    "torchquantum", "deepquantum", "qulacs", "tensorkrowch", "qiskit", "qiskit-aer",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.goals import SINGLES, Verdict, digits, verdicts
@@ -108,10 +109,11 @@ def notes(record: Record, name: str) -> list[str]:
     return lines + [f"not run: {', '.join(peers)} ({reason})" for reason, peers in reasons.items()]
 
 
-def show(console: Console, title: str, table: list[Cells]) -> None:
+def show(console: Console, title: str, table: Sequence[Cells]) -> None:
     """A table in the terminal."""
-    printed = Table(*table[0], title=title)
-    for row in table[1:]:
+    head, *rows = ([escape(cell) for cell in row] for row in table)  # units in brackets are no markup
+    printed = Table(*head, title=title)
+    for row in rows:
         printed.add_row(*row)
     console.print(printed)
 
@@ -128,8 +130,8 @@ def markdown(record: Record) -> str:
         f"{machine['system']}, Python {machine['python']}, {extra} the fast extra. {versions}.",
         "![Seconds over nn.Conv2d's, by workload and system](performance.png)",
         "## Goals",
-        _table(goal_table(record)),
-        _table(single_table(record)),
+        markdown_table(goal_table(record)),
+        markdown_table(single_table(record)),
         "## Method",
         METHOD,
         "## Figures",
@@ -139,13 +141,14 @@ def markdown(record: Record) -> str:
         parts += [
             f"### {name}: {workload.what}",
             f"{workload.batch} images of {workload.channels}x{SIZE}x{SIZE} a batch: {workload.patches:,} patches.",
-            _table(workload_table(record, name)),
+            markdown_table(workload_table(record, name)),
             "\n".join(f"* {line}" for line in notes(record, name)),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(table: list[Cells]) -> str:
+def markdown_table(table: Sequence[Cells]) -> str:
+    """A table, its head first."""
     lines = [table[0], ["---"] * len(table[0]), *table[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

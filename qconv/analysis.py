@@ -224,23 +224,44 @@ def compare(a: Chosen, b: Chosen, *, comparisons: int = 1) -> Comparison:
     )
 
 
-def comparisons(chosen: Mapping[str, Chosen]) -> list[Comparison]:
-    """Each arm of `QUANTUM` against the best conventional arm and against every control; the verdict's first."""
-    quantum = sorted((c for c in chosen.values() if c.arm.family in QUANTUM), key=lambda c: _rank(c.rows), reverse=True)
+def _rivals(of: Chosen, chosen: Mapping[str, Chosen]) -> list[Chosen]:
+    """What an arm is compared with, the one of the verdict first.
+
+    An arm that fills the slot meets the best conventional one and every control; a whole network its own controls, the
+    best in validation first, and the network without its last ingredient.
+    """
+    if of.arm.whole:
+        own = [chosen[name] for name in of.arm.controls if name in chosen]
+        simpler = [c for name, c in chosen.items() if name == of.arm.simpler]
+        return sorted(own, key=lambda c: _rank(c.rows), reverse=True) + simpler
     conventional = best(chosen, "conventional")
     others = [conventional] if conventional else []
-    others += [c for c in chosen.values() if c.arm.family == "control"]
-    pairs = [(a, b) for a in quantum for b in others]
+    return others + [c for c in chosen.values() if c.arm.family == "control"]
+
+
+def comparisons(chosen: Mapping[str, Chosen]) -> list[Comparison]:
+    """Each arm of `QUANTUM`, the best in validation first, against what it is to be compared with."""
+    quantum = sorted((c for c in chosen.values() if c.arm.family in QUANTUM), key=lambda c: _rank(c.rows), reverse=True)
+    pairs = [(a, b) for a in quantum for b in _rivals(a, chosen)]
     return [compare(a, b, comparisons=len(pairs)) for a, b in pairs]
 
 
 def verdict(chosen: Mapping[str, Chosen]) -> str:
     """One sentence: did the best quantum arm beat the best conventional one, and at what modeled energy?
 
-    Among whole networks the best control stands for the conventional one. Both are chosen by validation accuracy.
+    Of a whole network the best of its own controls stands for the conventional arm. Both are chosen by validation
+    accuracy.
     """
-    rival = "control" if any(c.arm.whole for c in chosen.values()) else "conventional"
-    quantum, classical = best(chosen, *QUANTUM), best(chosen, rival)
-    if quantum is None or classical is None:
-        return f"No verdict: the run has no {'quantum' if quantum is None else rival} arm."
+    quantum = best(chosen, *QUANTUM)
+    if quantum is None:
+        return "No verdict: the run has no quantum arm."
+    names = quantum.arm.controls
+    classical = (
+        best({name: chosen[name] for name in names if name in chosen}, "control")
+        if quantum.arm.whole
+        else best(chosen, "conventional")
+    )
+    if classical is None:
+        missing = f"control of {quantum.arm.name} ({', '.join(names)})" if quantum.arm.whole else "conventional arm"
+        return f"No verdict: the run has no {missing}."
     return compare(quantum, classical).sentence()

@@ -42,6 +42,7 @@ from qconv.models import (
     build_model,
     check_comparable,
     slot_stride,
+    with_controls,
 )
 from qconv.rows import Row, RunFolder, Task, model_path, write_atomically
 from qconv.train import evaluate, fit
@@ -70,7 +71,8 @@ def grid(
 
     Args:
         dataset: a name of `qconv.data.dataset_names()`.
-        arms: keys of `qconv.models.ARMS`, either such that fill the slot or whole networks.
+        arms: keys of `qconv.models.ARMS`, either such that fill the slot or whole networks; these get their controls
+            beside them (see `qconv.models.with_controls`).
         seeds: integers from 0.
         epochs: passes over the training images; by default 20 on digits, 5 on the larger sets.
         n_train: training images to use; by default all of digits, 10,000 of the larger sets.
@@ -79,11 +81,12 @@ def grid(
     Raises:
         ValueError: an unknown arm, no arm, no seed, a value out of range, or arms of both kinds.
     """
-    names = [arm(name).name for name in dict.fromkeys(arms)]
+    named = list(arms)
+    check_comparable(named)
+    names = with_controls(named)
     seeds = list(dict.fromkeys(seeds))
     if not names or not seeds:
         raise ValueError(f"a comparison needs at least one arm and one seed, but has {len(names)} and {len(seeds)}")
-    check_comparable(names)
     epochs = DEFAULT_EPOCHS.get(dataset, 5) if epochs is None else epochs
     n_train = DEFAULT_N_TRAIN.get(dataset) if n_train is None else n_train
     return [

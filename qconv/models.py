@@ -80,6 +80,8 @@ class Arm:
         kernel: the circuit's name in `circuits.kernels`, None where there is no circuit.
         network: (image_shape, n_classes) -> classifier, for a whole network.
         weight_decay: what it is trained with; see `qconv.train.fit`.
+        controls: of a whole network, the arms that tell where its gain comes from.
+        simpler: of a whole network, the arm without its last ingredient.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Arm:
     kernel: str | None = None
     network: Callable[[ImageShape, int], nn.Module] | None = None
     weight_decay: float = 0.0
+    controls: tuple[str, ...] = ()
+    simpler: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -252,7 +256,17 @@ _INSPIRED = (
 )
 
 _WHOLE = tuple(
-    Arm(name, made.title, made.family, None, made.note, network=made.build, weight_decay=made.weight_decay)
+    Arm(
+        name,
+        made.title,
+        made.family,
+        None,
+        made.note,
+        network=made.build,
+        weight_decay=made.weight_decay,
+        controls=made.controls,
+        simpler=made.simpler,
+    )
     for name, made in NETWORKS.items()
 )
 
@@ -274,6 +288,20 @@ def arm(name: str) -> Arm:
     return ARMS[name]
 
 
+def with_controls(names: Iterable[str]) -> list[str]:
+    """The arms, each quantum-inspired whole network followed by those of its controls that are not named.
+
+    Raises:
+        ValueError: an unknown arm.
+    """
+    named = list(dict.fromkeys(arm(name).name for name in names))
+    found: dict[str, None] = {}
+    for name in named:
+        added = arm(name).controls if arm(name).family == "quantum-inspired" else ()
+        found |= dict.fromkeys([name, *(control for control in added if control not in named)])
+    return list(found)
+
+
 def check_comparable(names: Iterable[str]) -> None:
     """See that arms compete in one place.
 
@@ -283,10 +311,17 @@ def check_comparable(names: Iterable[str]) -> None:
     arms = [arm(name) for name in names]
     whole, slots = ([a.name for a in arms if a.whole is kind] for kind in (True, False))
     if whole and slots:
+        fill = "fills" if len(slots) == 1 else "fill"
+        are = "is a whole network" if len(whole) == 1 else "are whole networks"
         raise ValueError(
-            f"{', '.join(slots)} fill the slot of one small network and {', '.join(whole)} are whole networks, so "
-            "their accuracies say nothing about each other: compare either kind alone"
+            f"{_listed(slots)} {fill} the slot of one small network but {_listed(whole)} {are}, so their accuracies "
+            "say nothing about each other: compare either kind alone (`qconv arms` lists both)"
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def slot_stride(image_size: int) -> int:

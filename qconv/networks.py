@@ -366,6 +366,7 @@ class Network:
         note: What it is there for, one sentence.
         build: (image_shape, n_classes) -> network; weights come from torch's global generator.
         controls: Names of the networks that tell where its gain comes from; the first has as many parameters.
+        simpler: The network without its last ingredient, where that one competes too.
         weight_decay: What it is trained with, its controls too; see `qconv.train.fit`.
     """
 
@@ -375,6 +376,7 @@ class Network:
     build: Callable[[ImageShape, int], nn.Module]
     controls: tuple[str, ...] = ()
     weight_decay: float = 0.0
+    simpler: str | None = None
 
 
 _KINDS = {
@@ -401,6 +403,7 @@ def _deformed_networks() -> dict[str, Network]:
     found = {}
     for architecture in ARCHITECTURES:
         letter = architecture.upper()
+        simpler = {"deformed": f"{architecture}_pbnn", "neighbors": f"{architecture}_deformed"}
         # On A the means' own features alone, fewer parameters: only in variances does a dense output layer read hX.
         smaller = {"deformed": "a_linear_x", "neighbors": "a_linear_neighbors"} if architecture == "a" else {}
         for kind, (title, note) in _KINDS.items():
@@ -408,7 +411,9 @@ def _deformed_networks() -> dict[str, Network]:
             controls = (control, *([smaller[kind]] if kind in smaller else []))
             build = _binary(architecture, kind)
             family: Literal["quantum-inspired", "control"] = "control" if kind == "pbnn" else "quantum-inspired"
-            found[f"{architecture}_{kind}"] = Network(f"{letter}, {title}", family, note, build, controls)
+            found[f"{architecture}_{kind}"] = Network(
+                f"{letter}, {title}", family, note, build, controls, simpler=simpler.get(kind)
+            )
         for kind, (features, words) in _ON.items():
             plain = "linear" if architecture == "a" else "plain"
             found[f"{architecture}_{kind}_control"] = Network(
@@ -474,6 +479,7 @@ NETWORKS: dict[str, Network] = _deformed_networks() | {
         lambda shape, classes: eps_network(2, shape, classes),
         ("eps2_control",),
         _EPS_DECAY,
+        "eps",
     ),
     "eps2_control": Network(
         "3x3 and 2x2 networks, linear",

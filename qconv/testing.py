@@ -98,6 +98,8 @@ def check_layer(
 ) -> None:
     """Run every check on one layer. It must have no padding, a `stride` as given here, and a seed if it has shots.
 
+    It is checked in eval mode, where nothing may be random and no sample may depend on its batch, and left in its own.
+
     Args:
         layer: Maps (B, in_channels, H, W) to (B, out_channels, H', W').
         in_channels: Channels of its images.
@@ -109,10 +111,17 @@ def check_layer(
     """
     dtype = next((p.dtype for p in layer.parameters()), torch.get_default_dtype())
     images = _images(in_channels, size, size + stride[1], 3, seed, dtype)
-    check_determinism(layer, images)
-    check_shift_equivariance(layer, images, stride, atol)
-    check_sample_independence(layer, images, atol)
-    check_weight_sharing(layer, images, atol)
+    modes = [(module, module.training) for module in layer.modules()]
+    try:
+        layer.eval()
+        check_determinism(layer, images)
+        check_shift_equivariance(layer, images, stride, atol)
+        check_sample_independence(layer, images, atol)
+        check_weight_sharing(layer, images, atol)
+    finally:
+        # One by one: a frozen part of a layer in train mode is in eval mode.
+        for module, training in modes:
+            module.training = training
 
 
 def _cases() -> dict[str, Circuit]:

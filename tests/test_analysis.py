@@ -187,6 +187,28 @@ def test_a_lead_by_chance_does_not_survive_the_adjustment():
     assert (first.outcome, first.adjusted_outcome) == ("beat", "no difference shown")
 
 
+def test_whole_networks_meet_their_own_controls_only():
+    tests = {"a_pbnn": 0.8, "a_deformed": 0.9, "a_deformed_control": 0.87, "a_linear_x": 0.88, "eps": 0.85}
+    tests |= {"mps": 0.95, "mps_control": 0.93, "mps_convolution": 0.94}
+    chosen = choose_settings([row for arm, test in tests.items() for row in make_arm(arm, [test] * 3, test)])
+    pairs = [(c.a.arm.name, c.b.arm.name) for c in comparisons(chosen)]
+    assert pairs == [
+        ("mps", "mps_convolution"),
+        ("mps", "mps_control"),
+        ("a_deformed", "a_linear_x"),
+        ("a_deformed", "a_deformed_control"),
+        ("a_deformed", "a_pbnn"),
+    ]
+    assert comparisons(chosen)[0].sentence() == verdict(chosen)
+    alone = t_interval([0.0] * 3, resolution=1 / 359, level=1 - 0.05 / 5, resplit=359 / 1079)
+    assert comparisons(chosen)[0].adjusted.half == pytest.approx(alone.half)
+
+    # A control of another network is none, however good it is.
+    others = [row for arm in ("eps", "mps_control", "a_linear_x") for row in make_arm(arm, [0.9] * 3)]
+    assert comparisons(choose_settings(others)) == []
+    assert verdict(choose_settings(others)) == "No verdict: the run has no control of eps (eps_control)."
+
+
 @pytest.mark.parametrize(("arm", "missing"), [("float", "quantum"), ("heisenberg", "conventional")])
 def test_no_verdict_without_both_families(arm, missing):
     assert verdict(choose_settings(make_arm(arm, [0.9]))) == f"No verdict: the run has no {missing} arm."

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qconv.cli import main
+from qconv.models import ARMS, DEFAULT_ARMS
 from qconv.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -62,13 +64,44 @@ def test_compare_whole_networks(capsys, tmp_path):
     out = tmp_path / "run"
     code, said, errors = call(capsys, *TINY, "--arms", "a_deformed,a_deformed_control", "--out", str(out))
     assert (code, errors) == (0, "")
-    assert arms_in(out / "table.csv") == {"a_deformed", "a_deformed_control"}
+    # The controls that were not named come along, and the first line says so.
+    assert arms_in(out / "table.csv") == {"a_deformed", "a_deformed_control", "a_linear_x"}
+    assert said.splitlines()[0] == "With the controls of these networks: a_linear_x"
     assert not (out / "features.safetensors").exists()
-    assert "against A, linear on h, X, hX (" in said.strip().splitlines()[-1]
-    code, _, errors = call(capsys, *TINY, "--arms", "a_deformed,float", "--out", str(tmp_path / "mixed"))
+    assert "against A, linear on h, X" in said.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ("a_deformed,float", "float fills the slot of one small network but a_deformed is a whole network, so"),
+        ("int8,mps,eps,float", "int8 and float fill the slot of one small network but mps and eps are whole"),
+    ],
+)
+def test_arms_of_both_kinds_are_refused(capsys, tmp_path, arms, words):
+    code, _, errors = call(capsys, *TINY, "--arms", arms, "--out", str(tmp_path / "mixed"))
     assert code == 2
-    assert "compare either kind alone" in errors
+    assert words in errors
+    assert "compare either kind alone (`qconv arms` lists both)" in errors
     assert not (tmp_path / "mixed").exists()
+
+
+def test_arms_lists_all_with_their_controls(capsys, monkeypatch):
+    code, said, errors = call(capsys, "arms", "--json")
+    assert (code, errors) == (0, "")
+    listed = {line["name"]: line for line in json.loads(said)}
+    assert set(listed) == set(ARMS)
+    assert listed["mps"]["controls"] == ["mps_control", "mps_convolution"]
+    assert listed["mps"]["whole"]
+    assert not listed["float"]["whole"]
+    assert [name for name, line in listed.items() if line["default"]] == list(DEFAULT_ARMS)
+    assert all(line["title"] and line["note"] and line["family"] for line in listed.values())
+
+    monkeypatch.setenv("COLUMNS", "160")
+    code, said, _ = call(capsys, "arms")
+    assert code == 0
+    for name in ARMS:
+        assert f" {name} " in said
 
 
 @pytest.mark.parametrize(
@@ -128,17 +161,6 @@ def test_interrupted_run_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     code, _, errors = call(capsys, *TINY, "--out", str(tmp_path / "run"))
     assert code == 130
     assert errors.strip() == f"qconv: stopped. Finished tasks are kept in {tmp_path / 'run'}: the same command resumes."
-
-
-def test_kernels_are_listed_with_sizes_and_sources(capsys):
-    from circuits.kernels import kernel_names
-
-    code, said, _ = call(capsys, "kernels")
-    assert code == 0
-    assert [line.split(":")[0] for line in said.splitlines()[2:] if line and line[0] != " "] == list(kernel_names())
-    assert "strongly_entangling: 24 weights, 20 gates, entangling" in said
-    assert "product: 36 weights, 16 gates, not entangling" in said
-    assert "Circuit-centric quantum classifiers" in said
 
 
 def test_draw(capsys):

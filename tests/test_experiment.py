@@ -49,6 +49,12 @@ def finished(tmp_path_factory):
 # --- tasks and rows ---
 
 
+def test_whole_networks_bring_their_controls():
+    arms = [task.arm for task in grid("digits", ["eps", "a_deformed", "a_linear_x", "a_pbnn"], [0])[::4]]
+    assert arms == ["eps", "eps_control", "a_deformed", "a_deformed_control", "a_linear_x", "a_pbnn"]
+    assert {task.arm for task in grid("digits", ["mps_control"], [0])} == {"mps_control"}
+
+
 def test_ids_are_the_same_for_ever():
     task = Task("digits", "heisenberg", 0, 0.01, 5, epochs=20)
     text = (
@@ -97,7 +103,7 @@ def test_grid_gives_every_arm_the_same_settings_on_every_seed():
     assert {multiplier for _, multiplier in whole} == {1.0}
     with pytest.raises(ValueError, match="did you mean 'float'"):
         grid("digits", ["flot"])
-    with pytest.raises(ValueError, match="int8 fill the slot of one small network and mps are whole networks"):
+    with pytest.raises(ValueError, match="int8 fills the slot of one small network but mps is a whole network"):
         grid("digits", ["int8", "mps"])
     with pytest.raises(ValueError, match="at least one arm and one seed, but has 0 and 3"):
         grid("digits", [])

@@ -44,7 +44,7 @@ def test_a_whole_network_is_all_slot(name, shape):
 def test_arms_of_two_kinds_are_not_compared():
     check_comparable(["float", "deformed", "tn_eps"])
     check_comparable(["a_pbnn", "mps"])
-    with pytest.raises(ValueError, match="float, tn_mps fill the slot of one small network and a_pbnn are whole"):
+    with pytest.raises(ValueError, match="float and tn_mps fill the slot of one small network but a_pbnn is a whole"):
         check_comparable(["float", "a_pbnn", "tn_mps"])
 
 

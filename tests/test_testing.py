@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from classical import QuantizedConv2d
-from qconv import QuantumConv2d, load_backend
+from qconv import ProbabilisticBinaryConv2d, QuantumConv2d, QuantumDeformedConv2d, load_backend
 from qconv.testing import check_backend, check_layer
 
 
@@ -38,6 +38,29 @@ class Misplaced(nn.Conv2d):
 class Noisy(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) + 1e-3 * torch.rand(())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.Conv2d(2, 3, 2), nn.Dropout(0.5), nn.BatchNorm2d(3)),
+        ProbabilisticBinaryConv2d(2, 3, 2),
+        QuantumDeformedConv2d(2, 3, 2),
+    ],
+    ids=["dropout", "probabilistic", "deformed"],
+)
+def test_layers_are_checked_in_eval_mode_and_left_in_their_own(layer):
+    layer.train()
+    if isinstance(layer, nn.Sequential):
+        layer[2].eval()
+    modes = [module.training for module in layer.modules()]
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    check_layer(layer, 2)
+    assert [module.training for module in layer.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    with pytest.raises(AssertionError, match="two copies"):
+        check_layer(nn.Sequential(layer, Noisy(3, 3, 1)), 2)
+    assert [module.training for module in layer.modules()] == modes
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from qconv.data import dataset_names
 from qconv.experiment import run
 from qconv.models import ARMS
 from qconv.networks import NETWORKS
-from qconv.rows import Row, Task
+from qconv.rows import Row, Task, read_rows
 
 QUICK_IMAGES = 300  # of a smoke run, which says nothing about accuracy
+SMOKE = "smoke run: says nothing about accuracy"
+UNJUDGED = "not judged"  # in place of an outcome
 EXTENSIONS = 3  # rates tried beyond the given ones
 
 
@@ -101,12 +103,14 @@ def parser(description: str, out: str, choice: str, names: Sequence[str]) -> arg
 def chosen_names(given: str, names: Sequence[str], choice: str) -> list[str]:
     """The comma-separated names, checked."""
     found = [name.strip() for name in given.split(",") if name.strip()]
+    # However they are written: no two names differ in their capitals alone.
+    spelled = {name.lower(): name for name in names}
     for name in found:
-        if name not in names:
+        if name.lower() not in spelled:
             raise ValueError(f"unknown --{choice} {name!r}: valid are {', '.join(names)}")
     if not found:
         raise ValueError(f"--{choice} names none: valid are {', '.join(names)}")
-    return found
+    return list(dict.fromkeys(spelled[name.lower()] for name in found))
 
 
 def with_rivals(entries: Iterable[Entry]) -> list[Entry]:
@@ -185,15 +189,37 @@ def train(entries: Sequence[Entry], options: Options) -> dict[tuple[str, int], C
     return {e.key: Chosen(ARMS[e.arm], (best[e.key], 1.0), tuple(rows[task] for task in tasks[e.key])) for e in entries}
 
 
+def finished(entries: Sequence[Entry], options: Options) -> dict[tuple[str, int], Chosen]:
+    """What `train` gave for those entries that have all their rows; trains nothing."""
+    found = {}
+    for entry in entries:
+        folder = options.folder(entry) / "rows.csv"
+        rows = {row.task: row for row in read_rows(folder)} if folder.exists() else {}
+        rates = sorted(entry.rates)
+        while all(options.task(entry, rate, 0) in rows for rate in rates):
+            best = max((rows[options.task(entry, rate, 0)] for rate in rates), key=_rank).task.lr
+            more = _beyond(rates, best) if len(rates) < len(entry.rates) + EXTENSIONS else None
+            if more is not None:
+                rates = sorted([*rates, more])
+                continue
+            own = [rows.get(options.task(entry, best, seed)) for seed in range(options.seeds)]
+            if None not in own:
+                found[entry.key] = Chosen(ARMS[entry.arm], (best, 1.0), tuple(row for row in own if row is not None))
+            break
+    return found
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _points(interval: Interval, *, sign: str = "") -> str:
+def points(interval: Interval, *, sign: str = "") -> str:
+    """A mean and its interval in percent."""
     half = "" if math.isnan(interval.half) else f" ± {100 * interval.half:.2f}"
     return f"{100 * interval.mean:{sign}.2f}{half}"
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table; numbers, right of the first column, are aligned to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
@@ -211,17 +237,18 @@ def _outcome(pair: Comparison) -> str:
 
 
 def tables(entries: Sequence[Entry], found: dict[tuple[str, int], Chosen], options: Options) -> str:
-    """Markdown of all accuracies, and of each network against its rivals, paired by seed."""
+    """Markdown of all accuracies found, and of each network against its rivals, paired by seed."""
     first = next(iter(found.values())).rows[0]
+    smoke = options.n_train is not None
     results = []
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.key in found):
         chosen = found[entry.key]
         seconds = math.fsum(row.seconds for row in chosen.rows) / len(chosen.rows)
         goal = entry.goal.get(options.dataset)
         results.append(
             [
                 f"{chosen.arm.title} (`{entry.arm}`)",
-                _points(chosen.test),
+                points(chosen.test),
                 "" if goal is None else f"{goal:.1f}",
                 entry.published.get(options.dataset, ""),
                 f"{chosen.rows[0].parameters:,}",
@@ -230,33 +257,33 @@ def tables(entries: Sequence[Entry], found: dict[tuple[str, int], Chosen], optio
                 f"{seconds / 60:.1f}",
             ]
         )
-    keys = [(entry.key, rival) for entry in entries for rival in entry.rivals]
+    keys = [(e.key, rival) for e in entries for rival in e.rivals if e.key in found and rival in found]
     pairs = [compare(found[a], found[b], comparisons=len(keys)) for a, b in keys]
     differences = [
         [
             pair.a.arm.title,
             pair.b.arm.title,
-            _points(pair.interval, sign="+"),
+            points(pair.interval, sign="+"),
             f"{100 * _of_images(pair):.2f}",
-            _outcome(pair),
+            UNJUDGED if smoke else _outcome(pair),
             f"{pair.a.rows[0].parameters:,} / {pair.b.rows[0].parameters:,}",
             str(epochs),
         ]
         for pair, ((_, epochs), _) in zip(pairs, keys, strict=True)
     ]
     head = ("network", "test %", "goal", "published", "parameters", "rate", "epochs", "min a run")
-    against = ("network", "against", "difference", "± images", "", "parameters", "epochs")
+    against = ("network", "against", "difference", "± images", "outcome", "parameters", "epochs")
     note = (
         f"{options.dataset}: {first.n_fit:,} training, {first.n_val:,} validation, {first.n_test:,} test images; "
         f"mean of {options.seeds} seed{'s' if options.seeds > 1 else ''} ± 95 % interval over seeds (Student's t)."
     )
-    parts = [note, _markdown(head, results)]
+    parts = [*([SMOKE] if smoke else []), note, markdown(head, results)]
     if differences:
         parts += [
             "Differences in percentage points, paired by seed, ± 95 % interval over seeds of each alone. “± images”: "
             "what drawing other test images adds to one difference, at most (95 %, as if the two erred "
             f"independently). The words allow for all {len(pairs)} comparisons (Bonferroni) and for the images.",
-            _markdown(against, differences),
+            markdown(against, differences),
         ]
     return "\n\n".join(parts)
 

@@ -7,6 +7,7 @@ import sys
 
 from protocol import Entry, chosen_names, parser, reproduce, with_rivals
 
+ARCHITECTURES = ("A", "B", "C")
 RATES = (0.01, 0.03, 0.1)
 
 EPOCHS = {"a": 12, "b": 6, "c": 4}
@@ -49,9 +50,9 @@ def entries(architectures: list[str]) -> list[Entry]:
 
 
 def main() -> int:
-    given = parser(__doc__, "quantum_deformed", "arch", ["A", "B", "C"]).parse_args()
+    given = parser(__doc__, "quantum_deformed", "arch", ARCHITECTURES).parse_args()
     try:
-        letters = [name.lower() for name in chosen_names(given.arch, ["A", "B", "C"], "arch")]
+        letters = [name.lower() for name in chosen_names(given.arch, ARCHITECTURES, "arch")]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -120,9 +120,8 @@ class AutoBackend:
         if ways:
             return None
         if noise is None and refusal is not None:
-            raise Unsupported(
-                f"{refusal}; kernel='strongly_entangling' of depth 1 or 2 runs on many wires as a tensor train"
-            )
+            hint = "; of the named kernels, 'strongly_entangling' of depth 1 or 2 runs on many wires as a tensor train"
+            raise Unsupported(f"{refusal}{'' if features_of(circuit) else hint}")
         from qconv.backends.pennylane import PennylaneBackend
 
         return PennylaneBackend(device="default.mixed"), f"pennylane default.mixed: noise, and {refusal}"

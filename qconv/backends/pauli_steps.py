@@ -8,7 +8,7 @@ a gate knows of the other by a label alone, which tells what happens there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -16,7 +16,8 @@ from itertools import product
 import numpy as np
 
 from qconv.backends.fourier import PauliOp
-from qconv.backends.sums import DIGITS, ONE, Scale, Sums, Term
+from qconv.backends.protocol import Real
+from qconv.backends.sums import DIGITS, ONE, ZERO, Scale, Sums, Term
 
 Digits = tuple[int, ...]  # one for each wire of a gate
 Entries = dict[tuple[Digits, Digits], Scale]  # of a transfer matrix, those that are not zero
@@ -26,20 +27,26 @@ Transitions = dict[int, list[Transition]]  # for each digit what can follow
 
 def entries_of(op: PauliOp, sums: Sums) -> Entries:
     """An operation's transfer matrix, its sines and cosines as members of a list."""
+    angle = op.angle
     even, cosine, sine = op.parts
-    waves = (ONE, ONE)
-    if op.angle is not None and op.angle.source == "const":
-        even = even + np.cos(op.angle.offset) * cosine + np.sin(op.angle.offset) * sine
-        cosine, sine = 0 * cosine, 0 * sine
-    elif op.angle is not None:
-        waves = sums.wave((op.angle.index, op.angle.scale, op.angle.offset))
-    parts = list(zip((even, sine, cosine), (ONE, *waves), strict=True))
+    if angle is None or angle.source == "const":
+        turn = 0.0 if angle is None else angle.offset
+        matrix = even + np.cos(turn) * cosine + np.sin(turn) * sine
+        return {place: (float(matrix[at]), ONE) for place, at in _places(matrix)}
+    factors = (ONE, *sums.wave((angle.index, angle.scale, angle.offset)))
     result: Entries = {}
-    for (i, row), (j, column) in product(enumerate(product(range(4), repeat=len(op.wires))), repeat=2):
-        value = sums.add([(float(part[i, j]), ONE, wave, ONE) for part, wave in parts])
+    for place, at in _places(np.abs(even) + np.abs(sine) + np.abs(cosine)):
+        parts = (float(part[at]) for part in (even, sine, cosine))
+        value = sums.add([(number, ONE, wave, ONE) for number, wave in zip(parts, factors, strict=True)])
         if value is not None:
-            result[row, column] = value[0], value[2]
+            result[place] = value[0], value[2]
     return result
+
+
+def _places(matrix: Real) -> Iterator[tuple[tuple[Digits, Digits], tuple[int, int]]]:
+    """Digits and indices of the entries of a transfer matrix that are not zero."""
+    digits = list(product(range(4), repeat=2 if len(matrix) == 16 else 1))
+    return (((digits[i], digits[j]), (i, j)) for i, j in np.argwhere(np.abs(matrix) > ZERO).tolist())
 
 
 def _after(one: Entries, other: Entries, sums: Sums) -> Entries:

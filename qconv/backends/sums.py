@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ONE = 0  # the sum that is always 1
-_ZERO = 1e-14  # numbers below it are rounding errors of zeros
+ZERO = 1e-14  # numbers below it are rounding errors of zeros
 DIGITS = 13  # numbers that agree so far are equal
 
 Wave = tuple[int, float, float]  # sine and cosine of scale * input + offset: (input, scale, offset)
@@ -66,12 +66,12 @@ class Sums:
         """
         if len(terms) == 1 and ONE in terms[0][2:]:
             ((number, factor, a, b),) = terms
-            return (number, factor, max(a, b)) if abs(number) > _ZERO else None
+            return (number, factor, max(a, b)) if abs(number) > ZERO else None
         merged: dict[tuple[int, int], Scale] = {}
         for number, factor, a, b in terms:
             key = (a, b) if a > b else (b, a)
             merged[key] = self._plus(merged[key], (number, factor)) if key in merged else (number, factor)
-        kept = sorted((key, scale) for key, scale in merged.items() if abs(scale[0]) > _ZERO)
+        kept = sorted((key, scale) for key, scale in merged.items() if abs(scale[0]) > ZERO)
         if not kept:
             return None
         number, factor = kept[0][1]

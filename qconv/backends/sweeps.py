@@ -25,6 +25,9 @@ from qconv.backends.sums import ONE, Program, Scale, Sums, Term, TooMany, Value
 
 # Bonds at a cut, and sums: up to MAX_WIRES, where all coefficients can be had instead, and beyond.
 LIMITS = (2048, 100_000), (4096, 250_000)
+# Gates across a cut, on average over cuts: with more a circuit is not shallow, and looking closer would take minutes.
+MOST_CROSSINGS = 500
+MOST_LABELS = 16  # of a bond, on average, where there are as many bonds as there may be
 
 Bond = tuple[tuple[int, int], ...]  # (gate, label) of every gate that crosses a cut
 Bonds = dict[Bond, Value]
@@ -49,6 +52,10 @@ class _Sweep:
 
     bonds: list[Bonds] = field(default_factory=lambda: [{(): (1.0, ONE, ONE)}])
     known: dict[tuple[int, _History], int] = field(default_factory=dict)
+
+
+# By the state of a sweep and a wire's history: the next state, and its bonds.
+Checked = dict[tuple[int, _History], tuple[int, frozenset[Bond]]]
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,12 @@ def contract(circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliO
     """
     wires = circuit.n_wires
     bonds, most = LIMITS[wires > MAX_WIRES]
+    crossings = sum(abs(op.wires[0] - op.wires[-1]) for op in block) // max(wires - 1, 1)
+    if crossings > MOST_CROSSINGS:
+        raise Unsupported(
+            f"contracting a kernel wire by wire takes up to {MOST_CROSSINGS} gates between neighboring wires but here "
+            f"are {crossings} on average, on {wires} wires: use fewer layers or wires, or backend 'statevector'"
+        )
     factors = Sums(most)
     sums = Sums(most, factors)
     try:
@@ -92,6 +105,18 @@ def contract(circuit: Circuit, encoders: list[list[PauliOp]], block: list[PauliO
     patches, coefficients = sums.program([sums.keep(value) for value in values])
     weights, constants = factors.program([factors.keep((number, ONE, factor)) for number, factor in coefficients])
     return Contraction(weights, np.array([number for number, _ in constants]), patches)
+
+
+def _following(step: Step, wire: int, from_left: bool, bond: Bond, digit: int) -> list[tuple[Bond, int, int, Scale]]:
+    """What can follow a bond and a digit at a step: bonds, and the step's transitions."""
+    if step.partner is None:
+        return [(bond, *way) for way in step.transitions.get(digit, ())]
+    if (step.partner < wire) == from_left:
+        # The other end was there first: it has chosen the label.
+        (label,) = (own for gate, own in bond if gate == step.gate)
+        rest = tuple(pair for pair in bond if pair[0] != step.gate)
+        return [(rest, *way) for way in step.labeled.get((digit, label), ())]
+    return [((*bond, (step.gate, way[1])), *way) for way in step.transitions.get(digit, ())]
 
 
 class _Builder:
@@ -114,14 +139,19 @@ class _Builder:
         self._live = self._live_digits()
         self._steps: dict[tuple[object, ...], tuple[Step, ...]] = {}
         left, right = _Sweep(), _Sweep()
-        factors, sides = [], []
-        for observable in circuit.observables:
-            factor, histories = self._pull_back(observable)
-            factors.append(factor)
+        pulled = [self._pull_back(observable) for observable in circuit.observables]
+        from_left: Checked = {}
+        from_right: Checked = {}
+        for _, histories in pulled:
+            wires = list(enumerate(histories))
+            self._check(from_left, wires, True)
+            self._check(from_right, wires[::-1], False)
+        sides = []
+        for _, histories in pulled:
             wires = list(enumerate(histories))
             own = self._swept(left, wires, True), self._swept(right, wires[::-1], False)[::-1]
             sides.append(list(zip(*own, strict=True)))
-        return self._meet(factors, sides)
+        return self._meet([factor for factor, _ in pulled], sides)
 
     def _encoded(self, ops: list[PauliOp]) -> dict[int, Value]:
         """The digits of a wire after its encoding, which starts from (1, 0, 0, 1)."""
@@ -214,17 +244,7 @@ class _Builder:
         for step in history.steps:
             terms = defaultdict(list)
             for (bond, digit), (number, factor, place) in table.items():
-                if step.partner is None:
-                    following = [(bond, *way) for way in step.transitions.get(digit, ())]
-                elif (step.partner < wire) == from_left:
-                    # The other end was there first: it has chosen the label.
-                    (label,) = (own for gate, own in bond if gate == step.gate)
-                    rest = tuple(pair for pair in bond if pair[0] != step.gate)
-                    following = [(rest, *way) for way in step.labeled.get((digit, label), ())]
-                else:
-                    ways = step.transitions.get(digit, ())
-                    following = [((*bond, (step.gate, way[1])), *way) for way in ways]
-                for new, after, _, scale in following:
+                for new, after, _, scale in _following(step, wire, from_left, bond, digit):
                     terms[new, after].append((*self._times((number, factor), scale), place, ONE))
             table = self._added(terms)
         ends = defaultdict(list)
@@ -236,6 +256,31 @@ class _Builder:
         if len(ends) > self._most_bonds:
             raise TooMany
         return self._added(ends)
+
+    def _check(self, known: Checked, wires: list[tuple[int, _History]], from_left: bool) -> None:
+        """Raise TooMany if a sweep's bonds are too many, without their sums: that takes a fraction of the time."""
+        state, bonds = 0, frozenset[Bond]({()})
+        for wire, history in wires:
+            if (state, history) not in known:
+                known[state, history] = len(known) + 1, self._reached(bonds, wire, history, from_left)
+            state, bonds = known[state, history]
+
+    def _reached(self, bonds: frozenset[Bond], wire: int, history: _History, from_left: bool) -> frozenset[Bond]:
+        """The bonds after one more wire, or a few more than those whose sums are not 0."""
+        table = {(bond, history.letter) for bond in bonds}
+        for step in history.steps:
+            reached: set[tuple[Bond, int]] = set()
+            labels = 0
+            for bond, digit in table:
+                reached.update(way[:2] for way in _following(step, wire, from_left, bond, digit))
+                labels += len(bond)
+                if len(reached) > 4 * self._most_bonds or labels > 4 * self._most_bonds * MOST_LABELS:
+                    raise TooMany
+            table = reached
+        ends = frozenset(tuple(sorted(bond)) for bond, digit in table if digit in self._features[wire])
+        if len(ends) > self._most_bonds:
+            raise TooMany
+        return ends
 
     def _meet(self, factors: list[float], sides: list[list[tuple[Bonds, Bonds]]]) -> list[Value | None]:
         """Join the two sides of every observable at the cut where it needs the fewest terms of its own."""
