@@ -1,8 +1,10 @@
 """What a quantum kernel is: parametrized circuits as immutable data, and their texts. No simulator."""
 
+from circuits.ansatze import ansatz_options, channel_overwrite, without_entanglement
 from circuits.circuit import Angle, Circuit, Gate, const
 from circuits.encodings import encode, encoding_names
 from circuits.gates import GATES, GateSpec, shift_rule
+from circuits.interop import as_circuit, from_pennylane, from_qasm3, from_qiskit
 from circuits.kernels import kernel, kernel_citation, kernel_entangles, kernel_names
 from circuits.noise import Channel, NoiseModel
 
@@ -17,12 +19,19 @@ __all__ = [
     "Gate",
     "GateSpec",
     "NoiseModel",
+    "ansatz_options",
+    "as_circuit",
+    "channel_overwrite",
     "const",
     "encode",
     "encoding_names",
+    "from_pennylane",
+    "from_qasm3",
+    "from_qiskit",
     "kernel",
     "kernel_citation",
     "kernel_entangles",
     "kernel_names",
     "shift_rule",
+    "without_entanglement",
 ]

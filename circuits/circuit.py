@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from circuits.drawing import draw
 from circuits.gates import AMPLITUDE, GATES, GateSpec
 from circuits.naming import unknown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from qiskit import QuantumCircuit
 
 Source = Literal["input", "weight", "const"]
 
@@ -134,6 +139,19 @@ class Gate:
         name, order = self.spec.inverse
         return Gate(name, self.wires, tuple(self.angles[k].times(-1.0) for k in order))
 
+    def parts(self) -> tuple[Gate, ...]:
+        """Simpler gates, on at most two wires, that make it up but for a global phase; itself where it is simple."""
+        if not self.spec.parts:
+            return (self,)
+        return tuple(
+            Gate(name, tuple(self.wires[k] for k in on), tuple(self._part_angle(angle) for angle in angles))
+            for name, on, angles in self.spec.parts
+        )
+
+    def _part_angle(self, angle: int | float) -> Angle:
+        # An index names one of this gate's angles; a float is a number of radians.
+        return self.angles[angle] if isinstance(angle, int) else const(angle)
+
     def text(self) -> str:
         """The gate as one line of a circuit's canonical text."""
         wires = ",".join(map(str, self.wires))
@@ -217,12 +235,53 @@ class Circuit:
         lines = [f"wires {self.n_wires}", *(gate.text() for gate in self.gates)]
         return "\n".join([*lines, " ".join(["observe", *self.observables])]) + "\n"
 
-    def draw(self) -> str:
-        """The circuit as a drawing in text, one line a wire; x are features and w weights."""
+    @overload
+    def draw(self, kind: Literal["text", "svg"] = "text", *, width: float = 10.0) -> str: ...
+    @overload
+    def draw(self, kind: Literal["mpl"], *, width: float = 10.0) -> Figure: ...
+    def draw(self, kind: str = "text", *, width: float = 10.0) -> str | Figure:
+        """The circuit as a drawing, one line a wire; x are features and w weights.
+
+        Args:
+            kind: "text", "mpl" (a matplotlib Figure: `.savefig("circuit.pdf")`) or "svg" (its text).
+            width: Of a figure, in inches; what is longer continues in a next row.
+
+        Raises:
+            ValueError: For an unknown kind, or a width that is not positive.
+        """
         columns = [
             (g.name, g.wires, tuple((a.source, a.index, a.scale, a.offset) for a in g.angles)) for g in self.gates
         ]
-        return draw(self.n_wires, columns, self.observables)
+        if kind == "text":
+            return draw(self.n_wires, columns, self.observables)
+        # matplotlib is loaded only where it draws.
+        from circuits.figures import figure, svg
+
+        if kind not in ("mpl", "svg"):
+            raise unknown("kind of drawing", kind, ("text", "mpl", "svg"))
+        return (figure if kind == "mpl" else svg)(self.n_wires, columns, self.observables, width)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f'<div style="overflow-x: auto">{self.draw("svg")}</div>'
+
+    def to_pennylane(self) -> Callable[..., list[Any]]:
+        """The circuit as a PennyLane quantum function f(inputs, weights); see `circuits.interop.to_pennylane`."""
+        from circuits.interop.pennylane import to_pennylane
+
+        return to_pennylane(self)
+
+    def to_qiskit(self) -> QuantumCircuit:
+        """The circuit as a QuantumCircuit with ParameterVectors x and w; see `circuits.interop.to_qiskit`."""
+        from circuits.interop.qiskit import to_qiskit
+
+        return to_qiskit(self)
+
+    def to_qasm3(self) -> str:
+        """The circuit as OpenQASM 3 with inputs x_0, ... and w_0, ...; see `circuits.interop.to_qasm3`."""
+        from circuits.interop.qasm3 import to_qasm3
+
+        return to_qasm3(self)
 
     def __add__(self, other: Circuit) -> Circuit:
         """Both circuits one after the other, literally: index i names the same feature or weight in both.

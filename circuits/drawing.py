@@ -6,54 +6,74 @@ from math import isclose, pi
 # (name, wires, angles as (source, index, scale, offset)): plain tuples, so that this file knows no circuit type.
 Column = tuple[str, tuple[int, ...], tuple[tuple[str, int, float, float], ...]]
 
-_CONTROLLED = {"CNOT": "X", "CY": "Y", "CZ": "Z", "CRX": "RX", "CRY": "RY", "CRZ": "RZ", "CP": "P"}
+# Controlled gate -> what its last wire carries; the wires before it are controls.
+CONTROLLED = {
+    "CNOT": "X",
+    "CY": "Y",
+    "CZ": "Z",
+    "CH": "H",
+    "CRX": "RX",
+    "CRY": "RY",
+    "CRZ": "RZ",
+    "CP": "P",
+    "CRot": "Rot",
+    "CU3": "U3",
+    "CCX": "X",
+    "CCZ": "Z",
+}
+
+# Gates that are no box alike on all of their wires: each wire says which of the gate's it is.
+DIRECTED = ("RZX", "ECR")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A number of radians in four digits, or as a fraction of pi where it is one."""
     for divisor in (1, 2, 3, 4, 6, 8):
         multiple = value * divisor / pi
-        if value and isclose(multiple, round(multiple), abs_tol=1e-12):
+        if round(multiple) and isclose(multiple, round(multiple)):
             top = {1: "π", -1: "-π"}.get(round(multiple), f"{round(multiple)}π")
             return top if divisor == 1 else f"{top}/{divisor}"
     return f"{value:.4g}"
 
 
-def _angle(source: str, index: int, scale: float, offset: float) -> str:
+def angle_text(source: str, index: int, scale: float, offset: float, subscript: str = "{}") -> str:
+    """An angle as drawings show it.
+
+    Args:
+        source: See Angle.
+        index: See Angle.
+        scale: See Angle.
+        offset: See Angle.
+        subscript: How the index is written behind x or w, such as "_{{{}}}".
+    """
     if source == "const":
-        return _number(offset)
-    symbol = f"{'x' if source == 'input' else 'w'}{index}"
-    factor = {1.0: "", -1.0: "-"}.get(scale, _number(scale))
-    shift = "" if offset == 0 else ("+" if offset > 0 else "") + _number(offset)
+        return number(offset)
+    symbol = ("x" if source == "input" else "w") + subscript.format(index)
+    factor = {1.0: "", -1.0: "-"}.get(scale, number(scale))
+    shift = "" if offset == 0 else ("+" if offset > 0 else "") + number(offset)
     return f"{factor}{symbol}{shift}"
 
 
 def _labels(column: Column) -> dict[int, str]:
     """What stands on each wire of a gate."""
     name, wires, angles = column
-    inside = ",".join(_angle(*angle) for angle in angles)
+    inside = ",".join(angle_text(*angle) for angle in angles)
     if name == "Amplitude":
         first, last = angles[0], angles[-1]
-        inside = _angle(*first) if len(angles) == 1 else f"{_angle(*first)}..{_angle(*last)}"
+        inside = angle_text(*first) if len(angles) == 1 else f"{angle_text(*first)}..{angle_text(*last)}"
         return dict.fromkeys(wires, f"|{inside}>")
     arguments = f"({inside})" if inside else ""
-    if name == "SWAP":
-        return dict.fromkeys(wires, "x")
-    if name in _CONTROLLED:
-        return {wires[0]: "●", wires[1]: _CONTROLLED[name] + arguments}
+    if name in ("SWAP", "CSWAP"):
+        return {wires[0]: "●"} | dict.fromkeys(wires[-2:], "x")
+    if name in CONTROLLED:
+        return dict.fromkeys(wires, "●") | {wires[-1]: CONTROLLED[name] + arguments}
+    if name in DIRECTED:
+        return {wire: f"{name}{arguments}:{k}" for k, wire in enumerate(wires)}
     return dict.fromkeys(wires, name + arguments)
 
 
-def draw(n_wires: int, gates: Sequence[Column], observables: Sequence[str]) -> str:
-    """Draw gates on wires, each as far to the left as it can stand.
-
-    Args:
-        n_wires: Number of wires.
-        gates: The gates in the order of application.
-        observables: Pauli strings read out at the end.
-
-    Returns:
-        Lines of text: a wire a line, with a line between wires for the links of two-wire gates.
-    """
+def moments_of(n_wires: int, gates: Sequence[Column]) -> list[list[Column]]:
+    """Gates in columns: each as far to the left as it can stand with the wires that it spans to itself."""
     free = [0] * n_wires
     moments: list[list[Column]] = []
     for gate in gates:
@@ -63,12 +83,25 @@ def draw(n_wires: int, gates: Sequence[Column], observables: Sequence[str]) -> s
             moments.append([])
         moments[moment].append(gate)
         free[low : high + 1] = [moment + 1] * (high + 1 - low)
+    return moments
 
+
+def draw(n_wires: int, gates: Sequence[Column], observables: Sequence[str]) -> str:
+    """Draw gates on wires in text.
+
+    Args:
+        n_wires: Number of wires.
+        gates: The gates in the order of application.
+        observables: Pauli strings read out at the end.
+
+    Returns:
+        Lines of text: a wire a line, with a line between wires for the links of two-wire gates.
+    """
     prefix = [f"{wire}: ─" for wire in range(n_wires)]
     width = max(map(len, prefix))
     rows = [text.rjust(width, " ") for text in prefix]
     links = [" " * width for _ in range(n_wires)]
-    for moment_gates in moments:
+    for moment_gates in moments_of(n_wires, gates):
         cells = ["─"] * n_wires
         linked = [False] * n_wires
         for gate in moment_gates:

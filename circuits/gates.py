@@ -4,6 +4,9 @@ Conventions. Wire 0 of a gate is the most significant bit of its matrix. Angles 
 RX(a) = exp(-i a X / 2). Every gate with angles is, up to a global phase, a product of Pauli rotations
 exp(-i f a P / 2); the simulators are built on that list alone, so a gate is defined once, here. `matrix` is
 written down separately (phase included) for interchange with other libraries; tests hold the two together.
+
+Powers of gates need no rows of their own: with an exponent t, X**t, Y**t and Z**t are RX, RY and RZ of pi t up to a
+phase, CZ**t is CP(pi t) and CNOT**t is CP(pi t) between two H on the target.
 """
 
 from collections.abc import Callable
@@ -41,6 +44,10 @@ class Rotation:
     factor: float = 1.0
 
 
+# One gate of a decomposition: name, which of the wires, and as angles indices of the whole gate's angles or numbers.
+Part = tuple[str, tuple[int, ...], tuple[int | float, ...]]
+
+
 @dataclass(frozen=True)
 class GateSpec:
     """What a gate is.
@@ -56,6 +63,8 @@ class GateSpec:
         inverse: Name of the gate that undoes it and, per angle of that gate, which of this gate's angles it
             takes with a minus sign.
         source: Where the definition stands.
+        parts: Simpler gates that make it up in the order of application, up to a global phase, for what knows few
+            gates or no more than two wires; empty for a simple gate.
     """
 
     name: str
@@ -66,6 +75,7 @@ class GateSpec:
     frequencies: tuple[tuple[float, ...], ...] = ()
     inverse: tuple[str, tuple[int, ...]] | None = None
     source: str = NIELSEN_CHUANG
+    parts: tuple[Part, ...] = ()
 
 
 def pauli_matrix(pauli: str) -> Matrix:
@@ -101,9 +111,15 @@ def _rot(phi: float, theta: float, omega: float) -> Matrix:
     return _turn("Z", omega) @ _turn("Y", theta) @ _turn("Z", phi)
 
 
-def _fixed(name: str, matrix: Matrix, inverse: str | None = None, source: str = NIELSEN_CHUANG) -> GateSpec:
-    wires = int(np.log2(len(matrix)))
-    return GateSpec(name, wires, 0, matrix.copy, inverse=(inverse or name, ()), source=source)
+def _fixed(
+    name: str,
+    matrix: Matrix,
+    inverse: str | None = None,
+    source: str = NIELSEN_CHUANG,
+    parts: tuple[Part, ...] = (),
+) -> GateSpec:
+    wires = len(matrix).bit_length() - 1
+    return GateSpec(name, wires, 0, matrix.copy, inverse=(inverse or name, ()), source=source, parts=parts)
 
 
 def _pauli_rotation(pauli: str) -> GateSpec:
@@ -120,16 +136,24 @@ def _pauli_rotation(pauli: str) -> GateSpec:
     )
 
 
-def _controlled_rotation(axis: str) -> GateSpec:
+def _turns_controlled(axis: str, angle: int) -> tuple[Rotation, ...]:
     # exp(-i a (1 - Z)/2 (x) P / 2) = exp(-i a P/4) exp(+i a ZP/4): two commuting rotations by half the angle,
     # so the generator has the gaps 1/2 and 1 and wants the four-term rule.
+    return Rotation("I" + axis, angle, 0.5), Rotation("Z" + axis, angle, -0.5)
+
+
+def _phases_controlled(angle: int) -> tuple[Rotation, ...]:
+    return Rotation("ZI", angle, 0.5), Rotation("IZ", angle, 0.5), Rotation("ZZ", angle, -0.5)
+
+
+def _controlled_rotation(axis: str) -> GateSpec:
     name = "CR" + axis
     return GateSpec(
         name,
         2,
         1,
         lambda a: _controlled(_turn(axis, a)),
-        (Rotation("I" + axis, 0, 0.5), Rotation("Z" + axis, 0, -0.5)),
+        _turns_controlled(axis, 0),
         ((0.5, 1.0),),
         (name, (0,)),
     )
@@ -139,6 +163,34 @@ _X, _Y, _Z = PAULI["X"], PAULI["Y"], PAULI["Z"]
 _S, _T = _phase(np.pi / 2), _phase(np.pi / 4)
 _SX: Matrix = np.array([[0.5 + 0.5j, 0.5 - 0.5j], [0.5 - 0.5j, 0.5 + 0.5j]])
 _H: Matrix = np.array([[1, 1], [1, -1]], dtype=complex) * np.sqrt(0.5)
+_SWAP: Matrix = np.eye(4, dtype=complex)[[0, 2, 1, 3]]
+# Triplet states stay, the singlet gets the phase i.
+_SQSWAP: Matrix = ((1 + 1j) * np.eye(4) + (1 - 1j) * _SWAP) / 2
+_ISWAP: Matrix = np.array([[1, 0, 0, 0], [0, 0, 1j, 0], [0, 1j, 0, 0], [0, 0, 0, 1]])
+_ECR: Matrix = np.array([[0, 0, 1, 1j], [0, 0, 1j, 1], [1, -1j, 0, 0], [-1j, 1, 0, 0]]) * np.sqrt(0.5)
+
+# Nielsen & Chuang, figure 4.9, without the two H of the target.
+_CCZ_PARTS: tuple[Part, ...] = (
+    ("CNOT", (1, 2), ()),
+    ("Tdg", (2,), ()),
+    ("CNOT", (0, 2), ()),
+    ("T", (2,), ()),
+    ("CNOT", (1, 2), ()),
+    ("Tdg", (2,), ()),
+    ("CNOT", (0, 2), ()),
+    ("T", (1,), ()),
+    ("T", (2,), ()),
+    ("CNOT", (0, 1), ()),
+    ("T", (0,), ()),
+    ("Tdg", (1,), ()),
+    ("CNOT", (0, 1), ()),
+)
+_CCX_PARTS: tuple[Part, ...] = (("H", (2,), ()), *_CCZ_PARTS, ("H", (2,), ()))
+
+
+def _exchange(angle: float, *paulis: str) -> tuple[Part, ...]:
+    return tuple(("R" + pauli, (0, 1), (angle,)) for pauli in paulis)
+
 
 _SPECS = (
     _fixed("X", _X),
@@ -176,9 +228,28 @@ _SPECS = (
         "PennyLane's Rot(phi, theta, omega) = RZ(omega) RY(theta) RZ(phi)",
     ),
     _fixed("CNOT", _controlled(_X)),
-    _fixed("CY", _controlled(_Y)),
+    _fixed("CY", _controlled(_Y), parts=(("Sdg", (1,), ()), ("CNOT", (0, 1), ()), ("S", (1,), ()))),
     _fixed("CZ", _controlled(_Z)),
-    _fixed("SWAP", np.eye(4, dtype=complex)[[0, 2, 1, 3]]),
+    _fixed(
+        "CH",
+        _controlled(_H),
+        parts=(("RY", (1,), (-np.pi / 4,)), ("CZ", (0, 1), ()), ("RY", (1,), (np.pi / 4,))),
+    ),
+    _fixed("SWAP", _SWAP),
+    _fixed("SQSWAP", _SQSWAP, "SQSWAPdg", parts=_exchange(np.pi / 4, "XX", "YY", "ZZ")),
+    _fixed("SQSWAPdg", _SQSWAP.conj(), "SQSWAP", parts=_exchange(-np.pi / 4, "XX", "YY", "ZZ")),
+    _fixed("ISWAP", _ISWAP, "ISWAPdg", parts=_exchange(-np.pi / 2, "XX", "YY")),
+    _fixed("ISWAPdg", _ISWAP.conj(), "ISWAP", parts=_exchange(np.pi / 2, "XX", "YY")),
+    _fixed(
+        "ECR",
+        _ECR,
+        source="Sheldon et al., Procedure for systematically tuning up cross-talk in the cross-resonance gate "
+        "(arXiv:1603.04821); Qiskit's ECRGate",
+        parts=(("RZX", (0, 1), (np.pi / 4,)), ("X", (0,), ()), ("RZX", (0, 1), (-np.pi / 4,))),
+    ),
+    _fixed("CCX", _controlled(_controlled(_X)), parts=_CCX_PARTS),
+    _fixed("CCZ", _controlled(_controlled(_Z)), parts=_CCZ_PARTS),
+    _fixed("CSWAP", _controlled(_SWAP), parts=(("CNOT", (2, 1), ()), *_CCX_PARTS, ("CNOT", (2, 1), ()))),
     _controlled_rotation("X"),
     _controlled_rotation("Y"),
     _controlled_rotation("Z"),
@@ -187,14 +258,38 @@ _SPECS = (
         2,
         1,
         lambda a: _controlled(_phase(a)),
-        (Rotation("ZI", 0, 0.5), Rotation("IZ", 0, 0.5), Rotation("ZZ", 0, -0.5)),
+        _phases_controlled(0),
         ((1.0,),),
         ("CP", (0,)),
         OPENQASM3,
     ),
+    GateSpec(
+        "CRot",
+        2,
+        3,
+        lambda phi, theta, omega: _controlled(_rot(phi, theta, omega)),
+        (*_turns_controlled("Z", 0), *_turns_controlled("Y", 1), *_turns_controlled("Z", 2)),
+        ((0.5, 1.0),) * 3,
+        ("CRot", (2, 1, 0)),
+        "PennyLane's CRot(phi, theta, omega): Rot on the target",
+        (("CRZ", (0, 1), (0,)), ("CRY", (0, 1), (1,)), ("CRZ", (0, 1), (2,))),
+    ),
+    GateSpec(
+        "CU3",
+        2,
+        3,
+        lambda theta, phi, lam: _controlled(_u3(theta, phi, lam)),
+        # U3 = P(phi) RY(theta) P(lambda), phase included.
+        (*_phases_controlled(2), *_turns_controlled("Y", 0), *_phases_controlled(1)),
+        ((0.5, 1.0), (1.0,), (1.0,)),
+        ("CU3", (0, 2, 1)),
+        OPENQASM3 + ": ctrl @ U(theta, phi, lambda)",
+        (("CP", (0, 1), (2,)), ("CRY", (0, 1), (0,)), ("CP", (0, 1), (1,))),
+    ),
     _pauli_rotation("XX"),
     _pauli_rotation("YY"),
     _pauli_rotation("ZZ"),
+    _pauli_rotation("ZX"),
 )
 
 

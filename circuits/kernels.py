@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from circuits.ansatze import ANSATZE, ansatz, find_ansatz
+from circuits.ansatze.library import ANSATZE, ansatz, find_ansatz
 from circuits.circuit import Circuit
 from circuits.encodings import encode, find_encoding
 
@@ -61,6 +61,8 @@ def kernel(
     *,
     features: int | None = None,
     seed: int = 0,
+    entangle: bool = True,
+    **options: object,
 ) -> Circuit:
     """A named quantum convolution kernel.
 
@@ -71,14 +73,17 @@ def kernel(
         encoding: How features enter: "angle" is RY(pi x), one feature a wire.
         readout: "z" for the expectation of Z on every wire, or Pauli strings, wire 0 first.
         features: Features of a patch; as many as the encoding holds on these wires by default.
-        seed: Draws the structure of "random".
+        seed: Draws the structure of a random ansatz.
+        entangle: False for the kernel's control: the same ansatz without gates on several wires and their weights.
+        options: What the ansatz takes besides, such as ranges=(1, 2) of "strongly_entangling"; see
+            `circuits.ansatz_options`.
 
     Returns:
         A Circuit with inputs 0 to features - 1, weights from 0 on, and the readout as observables.
 
     Raises:
-        ValueError: For unknown names, or features that the wires do not hold.
+        ValueError: For unknown names or options, or features that the wires do not hold.
     """
-    block = ansatz(name, wires, depth, seed)
+    block = ansatz(name, wires, depth, seed, entangle=entangle, **options)
     n_features = find_encoding(encoding).capacity(wires) if features is None else features
     return (encode(encoding, n_features, wires) + block).with_observables(readout_observables(readout, wires))

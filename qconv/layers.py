@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from circuits.ansatze import ANSATZE
 from circuits.circuit import Circuit
 from circuits.encodings import find_encoding
+from circuits.interop import as_circuit, is_qasm3
 from circuits.kernels import kernel as named_kernel
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
@@ -49,7 +50,9 @@ class QuantumConv2d(PatchConv2d):
         groups: As nn.Conv2d.
         bias: Whether to add a trainable bias, started at 0; unlike nn.Conv2d's, off by default.
         padding_mode: As nn.Conv2d.
-        kernel: A name of `circuits.kernel_names()` or a Circuit.
+        kernel: A name of `circuits.kernel_names()`; or a Circuit, a PennyLane function f(inputs, weights), QNode or
+            tape, a Qiskit QuantumCircuit or an OpenQASM 3 text, read by `circuits.as_circuit`, which says how features
+            and weights are told apart.
         depth: Layers of a named kernel.
         encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel: "angle"
             is RY(pi x).
@@ -85,7 +88,7 @@ class QuantumConv2d(PatchConv2d):
         bias: bool = False,
         padding_mode: str = "zeros",
         *,
-        kernel: str | Circuit = "heisenberg",
+        kernel: Any = "heisenberg",
         depth: int = 2,
         encoding: str = "angle",
         readout: str | Sequence[str] = "z",
@@ -101,7 +104,8 @@ class QuantumConv2d(PatchConv2d):
         if channels not in CHANNELS:
             raise unknown("channels", channels, CHANNELS)
         self.circuit = self._read_kernel(kernel, depth, encoding, readout, seed)
-        self._initial = ANSATZE[kernel].initial if isinstance(kernel, str) else "near_identity"
+        named = isinstance(kernel, str) and kernel in ANSATZE
+        self._initial = ANSATZE[kernel].initial if named else "near_identity"
         self.shots, self.noise, self.seed = shots, noise, seed
         self._backend = load_backend(backend) if isinstance(backend, str) else backend
         self._reason = self._backend.name
@@ -123,23 +127,24 @@ class QuantumConv2d(PatchConv2d):
         self.reset_parameters()
 
     def _read_kernel(
-        self, kernel: str | Circuit, depth: int, encoding: str, readout: str | Sequence[str], seed: int | None
+        self, kernel: Any, depth: int, encoding: str, readout: str | Sequence[str], seed: int | None
     ) -> Circuit:
-        if isinstance(kernel, str):
+        if isinstance(kernel, str) and not is_qasm3(kernel):
             wires = find_encoding(encoding).wires(self.features)
-            kernel = named_kernel(kernel, wires, depth, encoding, readout, features=self.features, seed=seed or 0)
-        elif not isinstance(kernel, Circuit):
-            raise ValueError(f"kernel is a {type(kernel).__name__}: give a kernel's name or a circuits.Circuit")
-        if not kernel.observables:
+            circuit = named_kernel(kernel, wires, depth, encoding, readout, features=self.features, seed=seed or 0)
+        else:
+            circuit = as_circuit(kernel, self.features)
+        if not circuit.observables:
             raise ValueError("kernel has 0 observables: add at least one with circuit.with_observables(('Z...',))")
-        if kernel.n_inputs != self.features:
+        if circuit.n_inputs != self.features:
             height, width = self.geometry.kernel_size
             share = self.in_channels // self.groups
             raise ValueError(
-                f"kernel has {kernel.n_wires} wires and takes {kernel.n_inputs} features but a {height}x{width} patch "
-                f"of {share} channel{'s' if share > 1 else ''} gives {self.features}: change kernel_size or the kernel"
+                f"kernel has {circuit.n_wires} wires and takes {circuit.n_inputs} features but a {height}x{width} "
+                f"patch of {share} channel{'s' if share > 1 else ''} gives {self.features}: change kernel_size "
+                "or the kernel"
             )
-        return kernel
+        return circuit
 
     def _compile(self) -> Compiled:
         if self._compiled is None:

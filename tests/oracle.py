@@ -59,21 +59,35 @@ def generator_steps(name: str, wires: tuple[int, ...], n: int) -> list[tuple[int
         return [(0, on_wires({a: ONE, b: half[name[2]]}, n))]
     if name == "CP":
         return [(0, on_wires({a: -ONE, b: ONE}, n))]
-    if name in ("RXX", "RYY", "RZZ"):
-        return [(0, on_wires({a: PAULIS[name[1]], b: half[name[1]]}, n))]
+    if name == "CRot":
+        return [(k, on_wires({a: ONE, b: half[letter]}, n)) for k, letter in enumerate("ZYZ")]
+    if name == "CU3":
+        turn, phase = on_wires({a: ONE, b: half["Y"]}, n), on_wires({a: -ONE, b: ONE}, n)
+        return [(2, phase), (0, turn), (1, phase)]
+    if name in ("RXX", "RYY", "RZZ", "RZX"):
+        return [(0, on_wires({a: PAULIS[name[1]], b: half[name[2]]}, n))]
     raise KeyError(name)
 
 
 def fixed_matrix(name: str, wires: tuple[int, ...], n: int) -> np.ndarray:
     if name in FIXED:
         return on_wires({wires[0]: FIXED[name]}, n)
-    a, b = wires
-    if name in ("CNOT", "CY", "CZ"):
-        target = {"CNOT": X, "CY": Y, "CZ": Z}[name]
+    a, b = wires[:2]
+    if name in ("CNOT", "CY", "CZ", "CH"):
+        target = {"CNOT": X, "CY": Y, "CZ": Z, "CH": FIXED["H"]}[name]
         return on_wires({a: I2 - ONE}, n) + on_wires({a: ONE, b: target}, n)
-    if name == "SWAP":
-        return sum(on_wires({a: P, b: P}, n) for P in PAULIS.values()) / 2
-    raise KeyError(name)
+    if name in ("CCX", "CCZ", "CSWAP"):
+        # The control decides between nothing and a gate on the two other wires.
+        inner = fixed_matrix({"CCX": "CNOT", "CCZ": "CZ", "CSWAP": "SWAP"}[name], wires[1:], n)
+        return on_wires({a: I2 - ONE}, n) + on_wires({a: ONE}, n) @ inner
+    if name == "ECR":
+        return (on_wires({a: X}, n) + on_wires({a: Y, b: -X}, n)) / np.sqrt(2)
+    swap = sum(on_wires({a: P, b: P}, n) for P in PAULIS.values()) / 2
+    # Powers of the swap, and a swap with the phase i on states that differ.
+    root = expm(1j * np.pi / 4 * (np.eye(2**n) - swap))
+    phase = expm(1j * np.pi / 4 * (np.eye(2**n) - on_wires({a: Z, b: Z}, n)))
+    powers = {"SWAP": swap, "SQSWAP": root, "SQSWAPdg": root.conj().T}
+    return (powers | {"ISWAP": swap @ phase, "ISWAPdg": (swap @ phase).conj().T})[name]
 
 
 def angle_value(angle: Angle, x: np.ndarray, w: np.ndarray) -> float:

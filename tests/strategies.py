@@ -6,6 +6,7 @@ from circuits import GATES, Angle, Circuit, Gate
 
 ONE_WIRE = [name for name, spec in GATES.items() if spec.n_wires == 1]
 TWO_WIRES = [name for name, spec in GATES.items() if spec.n_wires == 2]
+THREE_WIRES = [name for name, spec in GATES.items() if spec.n_wires == 3]
 numbers = st.floats(-2, 2, allow_nan=False).map(lambda v: round(v, 3))
 
 
@@ -13,8 +14,8 @@ numbers = st.floats(-2, 2, allow_nan=False).map(lambda v: round(v, 3))
 def gates(
     draw: st.DrawFn, n: int, sources: tuple[str, ...], inputs: int, weights: int, wires: int | None = None
 ) -> Gate:
-    count = wires or draw(st.integers(1, min(2, n)))
-    name = draw(st.sampled_from(ONE_WIRE if count == 1 else TWO_WIRES))
+    count = wires or draw(st.integers(1, min(3, n)))
+    name = draw(st.sampled_from((ONE_WIRE, TWO_WIRES, THREE_WIRES)[count - 1]))
     on = tuple(draw(st.permutations(range(n)))[:count])
     angles = []
     for _ in range(GATES[name].n_angles or 0):

@@ -58,6 +58,27 @@ def test_rotations_multiply_to_the_matrix_up_to_a_phase(name):
     assert abs(abs(overlap) - 1) < 1e-14
 
 
+@pytest.mark.parametrize("name", [name for name in WITH_MATRIX if GATES[name].parts])
+def test_parts_multiply_to_the_gate_up_to_a_phase(name):
+    spec = GATES[name]
+    # Not on wires 0, 1, ...: parts must follow the gate.
+    wires = (2, 0, 1)[: spec.n_wires]
+    whole = Gate(name, wires, tuple(const(v) for v in [0.7, -0.4, 1.9][: spec.n_angles]))
+    product = np.eye(8)
+    for part in whole.parts():
+        assert len(part.wires) <= 2
+        product = oracle.gate_matrix(part, [angle.offset for angle in part.angles], 3) @ product
+    expected = oracle.gate_matrix(whole, [angle.offset for angle in whole.angles], 3)
+    assert abs(abs(np.trace(product.conj().T @ expected)) / 8 - 1) < 1e-14
+
+
+def test_simple_gates_are_their_only_part():
+    gate = Gate("RX", (1,), (Angle("weight", 3),))
+    assert gate.parts() == (gate,)
+    three = Gate("CRot", (1, 0), tuple(Angle("weight", k, 2.0) for k in (5, 4, 3)))
+    assert [part.text() for part in three.parts()] == ["CRZ 1,0 2.0*w[5]", "CRY 1,0 2.0*w[4]", "CRZ 1,0 2.0*w[3]"]
+
+
 @pytest.mark.parametrize("name", [name for name in WITH_MATRIX if GATES[name].n_angles])
 def test_shift_frequencies_are_the_gaps_of_the_generator(name):
     spec = GATES[name]

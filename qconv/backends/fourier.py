@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from circuits.circuit import Angle, Circuit, Gate
-from circuits.gates import AMPLITUDE, Matrix, pauli_matrix
+from circuits.gates import AMPLITUDE, GATES, Matrix, pauli_matrix
 from circuits.noise import Channel, NoiseModel
 from qconv.backends import fused, operators
 from qconv.backends.angles import features_of
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Real = NDArray[np.float64]
 Numbers = NDArray[Any]  # real, or complex for unitaries
 MAX_WIRES = 10  # 4^10 coefficients an observable: 4 MB in float32
+MAX_COEFFICIENTS = 2**26  # of all observables while they are built: 256 MB in float32, several times over
 # From here on a tensor train of the coefficients, where the circuit has a short one, is cheaper than all 3^n.
 TRAIN_FROM = 8
 
@@ -112,11 +113,18 @@ class _Group:
     ops: list[PauliOp] = field(default_factory=list)
 
 
+@cache
+def _fixed_parts(name: str) -> tuple[Real, Real, Real]:
+    constant = transfer_matrix((GATES[name].matrix(),))
+    return constant, 0 * constant, 0 * constant
+
+
 def gate_ops(gate: Gate) -> list[PauliOp]:
     """A gate as transfer matrices in the order of application."""
+    if len(gate.wires) > 2:
+        return [op for part in gate.parts() for op in gate_ops(part)]
     if not gate.angles:
-        constant = transfer_matrix((gate.spec.matrix(),))
-        return [PauliOp(gate.wires, (constant, 0 * constant, 0 * constant))]
+        return [PauliOp(gate.wires, _fixed_parts(gate.name))]
     ops = []
     for rotation in gate.spec.rotations:
         angle, factor = gate.angles[rotation.angle], rotation.factor
@@ -428,6 +436,13 @@ class FourierCompiled:
     def __init__(self, circuit: Circuit, noise: NoiseModel | None) -> None:
         self.circuit = circuit
         encoders, self.block = split_encoding(circuit, noise)
+        wires, observables = circuit.n_wires, len(circuit.observables)
+        if observables * 4**wires > MAX_COEFFICIENTS:
+            raise Unsupported(
+                f"{observables} observables on {wires} wires have {observables} * 4^{wires} coefficients, more than "
+                f"2^{MAX_COEFFICIENTS.bit_length() - 1}: use fewer observables or wires, or "
+                + ("backend 'statevector'" if noise is None else "PennyLane's device 'default.mixed'")
+            )
         self.features = WireFeatures(encoders)
         self.coefficients = Coefficients(circuit, self.block, self.features.digits)
         self._kept = Kept(self.coefficients)

@@ -155,8 +155,10 @@ def device_counts(circuit: Circuit, settings: int, executions: int, shots: int |
         shots: Shots a circuit; None assumes DEVICE_SHOTS, since a device has no exact expectation values.
     """
     circuits = executions * settings
-    two = sum(len(gate.wires) == 2 for gate in circuit.gates)
-    one = sum(len(gate.wires) == 1 for gate in circuit.gates)
+    # Devices have no gates on three wires: those are their parts.
+    gates = [part for gate in circuit.gates for part in (gate.parts() if len(gate.wires) > 2 else (gate,))]
+    two = sum(len(gate.wires) == 2 for gate in gates)
+    one = sum(len(gate.wires) == 1 for gate in gates)
     return +Counter(
         {
             "device:circuits": circuits,

@@ -150,6 +150,8 @@ class Squares:
 
 def unitary_ops(gate: Gate) -> list[PauliOp]:
     """A gate as unitaries, up to a global phase, in the order of application."""
+    if len(gate.wires) > 2:
+        return [op for part in gate.parts() for op in unitary_ops(part)]
     if not gate.angles:
         matrix = gate.spec.matrix()
         return [PauliOp(gate.wires, (matrix, 0 * matrix, 0 * matrix))]

@@ -275,13 +275,16 @@ def _wave(angle: Angle) -> tuple[tuple[int, float, float], float]:
 
 
 def _spelled_out(circuit: Circuit) -> Iterator[Gate]:
-    """The gates, one on two wires that makes amplitudes imaginary as others."""
+    """The gates; a fixed one on several wires that does more than permute amplitudes and turn signs as its parts."""
     for gate in circuit.gates:
-        if gate.name == "CY":
-            target = gate.wires[1:]
-            yield from (Gate("Sdg", target), Gate("CNOT", gate.wires), Gate("S", target))
-        else:
+        if _simple(gate):
             yield gate
+        else:
+            yield from gate.parts()
+
+
+def _simple(gate: Gate) -> bool:
+    return bool(gate.angles) or len(gate.wires) == 1 or _relabels(gate.name)
 
 
 @cache
@@ -294,4 +297,4 @@ def runs(circuit: Circuit) -> bool:
     """Whether there is a program: all gates are rotations, on one wire, or permutations with signs."""
     if any(gate.name == AMPLITUDE for gate in circuit.gates):
         return False
-    return all(gate.angles or len(gate.wires) == 1 or _relabels(gate.name) for gate in _spelled_out(circuit))
+    return all(_simple(gate) for gate in _spelled_out(circuit))

@@ -18,6 +18,7 @@ from qconv.backends.protocol import Unsupported, check_call, check_options, devi
 from qconv.backends.uploads import Uploads
 
 MAX_WIRES = 20  # 8 MB a patch in complex64
+MAX_WIRES_ONE_BY_ONE = 28  # 4 GB in Qiskit's complex128
 
 # Shapes: a state is (P or 1, F or 1, 2**n), a matrix (P or 1, F or 1, d, d); 1 where nothing depends on the
 # patch or the filter yet, so that work shared between patches is done once.
@@ -62,15 +63,15 @@ def apply_gate(state: Tensor, gate: Gate, n_wires: int, inputs: Tensor, weights:
         return torch.stack(rows, dim=-2).flatten(2)
     # Bring the gate's wires to the end, multiply, and bring them back.
     source = [2 + wire for wire in gate.wires]
-    target = [-2, -1]
+    target = list(range(-len(source), 0))
     grid = state.reshape(*state.shape[:2], *(2,) * n_wires).movedim(source, target)
-    turned = grid.reshape(*state.shape[:2], 2**n_wires // 4, 4) @ matrix.mT
+    turned = grid.reshape(*state.shape[:2], -1, 2 ** len(source)) @ matrix.mT
     return turned.reshape(*turned.shape[:2], *(2,) * n_wires).movedim(target, source).flatten(2)
 
 
 @cache
 def _is_permutation(name: str) -> bool:
-    return name in ("X", "CNOT", "SWAP")
+    return name in ("X", "CNOT", "SWAP", "CCX", "CSWAP")
 
 
 @cache
@@ -271,9 +272,11 @@ class StatevectorBackend:
                 "'pennylane' with device 'default.mixed'"
             )
         if circuit.n_wires > MAX_WIRES:
+            one_by_one = circuit.n_wires <= MAX_WIRES_ONE_BY_ONE
             raise Unsupported(
                 f"backend 'statevector' keeps 2^n amplitudes a patch and takes up to {MAX_WIRES} wires but the kernel "
-                f"has {circuit.n_wires} wires, {8 * 2**circuit.n_wires:,} bytes a patch: use fewer (in a layer: a "
+                f"has {circuit.n_wires} wires, 2^{circuit.n_wires + 3} bytes a patch: use fewer (in a layer: a "
                 "smaller kernel_size, more groups, or encoding='amplitude')"
+                + (", or backend 'qiskit', which takes one patch after another" if one_by_one else "")
             )
         return StatevectorCompiled(circuit)

@@ -1,0 +1,96 @@
+"""All ansaetze by name, and how one is built."""
+
+from dataclasses import replace
+from inspect import Parameter, signature
+from numbers import Integral
+
+from circuits.ansatze.builder import Ansatz
+from circuits.ansatze.convolutional import CONVOLUTIONAL
+from circuits.ansatze.drawn import DRAWN
+from circuits.ansatze.layered import LAYERED
+from circuits.ansatze.sim import SIM
+from circuits.ansatze.smaldone import SMALDONE
+from circuits.ansatze.trees import TREES
+from circuits.circuit import Circuit
+from circuits.naming import unknown
+
+ANSATZE: dict[str, Ansatz] = LAYERED | DRAWN | SIM | CONVOLUTIONAL | TREES | SMALDONE
+
+
+def find_ansatz(name: str) -> Ansatz:
+    """The ansatz of that name.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest valid one.
+    """
+    if name not in ANSATZE:
+        raise unknown("kernel", name, ANSATZE)
+    return ANSATZE[name]
+
+
+def ansatz_options(name: str) -> dict[str, object]:
+    """Options that a named ansatz takes besides wires and depth, with their defaults.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest valid one.
+    """
+    parameters = signature(find_ansatz(name).build).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+
+def ansatz(
+    name: str, wires: int, depth: int = 2, seed: int = 0, *, entangle: bool = True, **options: object
+) -> Circuit:
+    """A named trainable block.
+
+    Args:
+        name: An ansatz's name.
+        wires: Number of qubits, at least 1; 2 where there is nothing to see on one.
+        depth: Number of layers, at least 1. Networks that pool stop when one wire is left.
+        seed: Draws the structure of a random one; the others do not depend on it.
+        entangle: False for its control: the same without gates on several wires, see `without_entanglement`.
+        options: What this ansatz takes besides, see `ansatz_options` and its citation.
+
+    Raises:
+        ValueError: For an unknown name or option, or too few wires or layers.
+    """
+    found = find_ansatz(name)
+    if not all(isinstance(number, Integral) for number in (wires, depth)) or wires < 1 or depth < 1:
+        raise ValueError(
+            f"kernel {name!r} was given {wires} wires and depth {depth}: both must be whole numbers of at least 1"
+        )
+    if wires < found.least_wires:
+        raise ValueError(f"kernel {name!r} was given {wires} wire: it needs at least {found.least_wires}")
+    known = ansatz_options(name)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of kernel {name!r}", option, known)
+    if "seed" in known:
+        options["seed"] = seed
+    circuit = found.build(wires, depth, **options)
+    return circuit if entangle else without_entanglement(circuit)
+
+
+def without_entanglement(circuit: Circuit) -> Circuit:
+    """A circuit's control: the same without its gates on several wires, and without the weights that only they had.
+
+    Args:
+        circuit: Any circuit; a state preparation stays.
+
+    Returns:
+        The weights that are left keep their order and are numbered anew.
+    """
+    kept = tuple(gate for gate in circuit.gates if len(gate.wires) == 1 or gate.spec.n_wires is None)
+    used = sorted({angle.index for gate in kept for angle in gate.angles if angle.source == "weight"})
+    number = {index: k for k, index in enumerate(used)}
+    gates = (
+        replace(
+            gate,
+            angles=tuple(
+                replace(angle, index=number[angle.index]) if angle.source == "weight" else angle
+                for angle in gate.angles
+            ),
+        )
+        for gate in kept
+    )
+    return replace(circuit, gates=tuple(gates))

@@ -1,0 +1,384 @@
+"""Circuits as PennyLane quantum functions, and PennyLane functions, QNodes and tapes as circuits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from circuits.circuit import Circuit, Gate, Source
+from circuits.gates import AMPLITUDE, GATES
+from circuits.interop.symbols import Linear, NotAffine, angle_of, evaluated, symbol, symbols, z_of_every_wire
+from circuits.noise import NoiseModel
+
+# Gate -> name of the operator in PennyLane; the inverses of S, T, SX and ISWAP are adjoints there.
+_PENNYLANE = {
+    "X": "PauliX",
+    "Y": "PauliY",
+    "Z": "PauliZ",
+    "H": "Hadamard",
+    "P": "PhaseShift",
+    "CP": "ControlledPhaseShift",
+    "RXX": "IsingXX",
+    "RYY": "IsingYY",
+    "RZZ": "IsingZZ",
+    "CCX": "Toffoli",
+}
+
+# Gates that are written as their parts.
+_PARTS = ("SQSWAP", "SQSWAPdg")
+
+# What says nothing about the state, or only its global phase.
+_IGNORED = ("Identity", "GlobalPhase", "Barrier", "WireCut", "Snapshot")
+_STATE_PREPARATIONS = ("StatePrep", "AmplitudeEmbedding")
+
+_WHOLE = "; where the function uses its features or weights as a whole, give n_inputs=... and n_weights=..."
+
+# Errors that arithmetic on symbols meets in code that wants numbers.
+_NO_NUMBER = (NotAffine, TypeError, ImportError, AttributeError)
+
+
+def apply_in_pennylane(
+    circuit: Circuit, values: Sequence[Any], state: Any = None, noise: NoiseModel | None = None
+) -> None:
+    """Queue a circuit's gates inside a PennyLane quantum function.
+
+    Args:
+        circuit: Its gates are applied to wires 0 to n_wires - 1.
+        values: One value for each angle of each gate in order (state preparation left out), each a number or a
+            batch of numbers.
+        state: Amplitudes (..., 2**n_wires) for a circuit that starts with a state preparation.
+        noise: Channels after gates; needs a device that runs them, such as default.mixed.
+    """
+    import pennylane as qml
+
+    remaining = iter(values)
+    for gate in circuit.gates:
+        wires = list(gate.wires)
+        if gate.name == AMPLITUDE:
+            qml.StatePrep(state, wires=wires)
+            continue
+        _queue(gate, [next(remaining) for _ in gate.angles])
+        if noise is not None:
+            for channel in noise.channels_after(gate.name):
+                for wire in wires:
+                    qml.QubitChannel(list(channel.kraus()), wires=wire)
+
+
+def _queue(gate: Gate, values: Sequence[Any]) -> None:
+    import pennylane as qml
+
+    wires = list(gate.wires)
+    if gate.name in _PARTS:
+        for part, (_, _, angles) in zip(gate.parts(), gate.spec.parts, strict=True):
+            _queue(part, [values[angle] if isinstance(angle, int) else angle for angle in angles])
+    elif gate.name == "CU3":
+        qml.ctrl(qml.U3(*values, wires=wires[1]), control=wires[0])
+    elif gate.name == "RZX":
+        qml.PauliRot(*values, "ZX", wires=wires)
+    elif gate.name.endswith("dg"):
+        qml.adjoint(getattr(qml, gate.name.removesuffix("dg"))(wires=wires))
+    else:
+        getattr(qml, _PENNYLANE.get(gate.name, gate.name))(*values, wires=wires)
+
+
+def pennylane_observable(text: str) -> Any:
+    """A Pauli string as a PennyLane observable."""
+    import pennylane as qml
+
+    return qml.pauli.string_to_pauli_word(text)
+
+
+def to_pennylane(circuit: Circuit) -> Callable[..., list[Any]]:
+    """A circuit as a PennyLane quantum function.
+
+    Args:
+        circuit: The circuit.
+
+    Returns:
+        f(inputs, weights): queues the gates on wires 0 to n_wires - 1 and returns the expectation values of the
+        observables. inputs (..., n_inputs) and weights (..., n_weights) are arrays of any of PennyLane's interfaces,
+        or, without leading dimensions, lists. Put it into a qml.QNode, or qml.tape.make_qscript(f)(inputs, weights).
+    """
+
+    def function(inputs: Any = (), weights: Any = ()) -> list[Any]:
+        import pennylane as qml
+
+        for gate in circuit.gates:
+            values = [evaluated(angle, inputs, weights) for angle in gate.angles]
+            if gate.name == AMPLITUDE:
+                _prepare(values, circuit.n_wires)
+            else:
+                _queue(gate, values)
+        return [qml.expval(pennylane_observable(text)) for text in circuit.observables]
+
+    return function
+
+
+def _prepare(features: list[Any], n_wires: int) -> None:
+    import pennylane as qml
+
+    wires = range(n_wires)
+    if any(_is_symbol(feature) for feature in features):
+        # Being read back: a norm of symbols is no symbol, so the reader takes features as they are.
+        padded = symbols("input", 2**n_wires)
+        padded[:] = [*features, *[0.0] * (2**n_wires - len(features))]
+        qml.StatePrep(padded, wires=wires, validate_norm=False)
+    else:
+        stacked = qml.math.stack([qml.math.asarray(f) for f in features], axis=-1)
+        qml.AmplitudeEmbedding(stacked, wires=wires, pad_with=0.0, normalize=True)
+
+
+def _is_symbol(value: Any) -> bool:
+    # An array of one symbol and no dimensions is what [..., k] takes out of an array of symbols.
+    return isinstance(value.item() if _symbolic(value) and value.shape == () else value, Linear)
+
+
+class _Unsized:
+    """Features or weights of which it is not known how many there are: a function may ask for each by its index."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis:
+            index = index[1]
+        if isinstance(index, slice) and index.stop is not None and index.stop >= 0:
+            return symbols(self._source, index.stop)[index]
+        if isinstance(index, Integral) and int(index) >= 0:
+            return symbol(self._source, int(index))
+        return self._refuse()
+
+    def _refuse(self, *others: Any) -> Any:
+        kind = "features" if self._source == "input" else "weights"
+        number = "n_inputs" if self._source == "input" else "n_weights"
+        raise ValueError(
+            f"the function uses its {kind} as a whole, so their number or shape must be known: give "
+            f"circuits.from_pennylane(function, ..., {number}=...)"
+        )
+
+    __iter__ = __len__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = __neg__ = _refuse
+    __array__ = __float__ = _refuse
+    shape = ndim = size = property(_refuse)
+
+
+def from_pennylane(
+    fn: Any,
+    n_inputs: int | tuple[int, ...] | None = None,
+    n_weights: int | tuple[int, ...] | None = None,
+    wires: Iterable[Any] | None = None,
+) -> Circuit:
+    """A PennyLane quantum function, QNode or tape as a circuit.
+
+    A function f(inputs, weights), f(inputs) or f() is called once, with symbols in place of numbers, so every angle
+    must be affine in one feature or weight. Templates and other operations outside the gate table are decomposed as
+    PennyLane does it. Global phases are dropped.
+
+    Args:
+        fn: The function or QNode; or a tape, whose trainable parameters in their order become the features (the first
+            n_inputs of them) and the weights. Its measurements must be expectation values of Pauli words; with none,
+            Z of every wire is read.
+        n_inputs: Number of features, or the shape of the function's first argument, numbered in C order. None where
+            the function asks for each by its index; for a tape, none.
+        n_weights: The same for the second argument, such as (2, 4, 3) for StronglyEntanglingLayers.
+        wires: Labels of wires in the order 0, 1, ...; by default those of the QNode's device, else whole numbers as
+            they are, else in order of appearance.
+
+    Raises:
+        ValueError: Naming the operation and its position, for what is no gate, has no decomposition into gates or has
+            an angle that is not affine; and for measurements other than expectation values of Pauli words.
+    """
+    import pennylane as qml
+
+    if isinstance(fn, qml.tape.QuantumScript):
+        if n_weights is not None:
+            raise ValueError(
+                f"n_weights is {n_weights} for a tape: its trainable parameters tell, so give n_inputs only"
+            )
+        tape = _symbolic_tape(fn, 0 if n_inputs is None else n_inputs)
+        operations, measurements = tape.operations, tape.measurements or None
+    else:
+        if isinstance(fn, qml.QNode):
+            wires = fn.device.wires if wires is None else wires
+            fn = fn.func
+        operations, measurements = _trace(fn, n_inputs, n_weights)
+    labels = _wire_labels(operations, measurements or [], wires)
+    gates = [
+        gate
+        for position, operation in enumerate(operations)
+        for gate in _gates_of(operation, labels, f"operation {position} ({operation.name})")
+    ]
+    if measurements is None:
+        observables = z_of_every_wire(len(labels))
+    else:
+        observables = tuple(_pauli_string(m, labels, f"measurement {k}") for k, m in enumerate(measurements))
+    return Circuit(len(labels), tuple(gates), observables)
+
+
+def _symbolic_tape(tape: Any, n_inputs: Any) -> Any:
+    if not isinstance(n_inputs, int):
+        raise ValueError(f"n_inputs is {n_inputs!r} for a tape: give a whole number")
+    parameters, trainable = tape.get_parameters(trainable_only=False), sorted(tape.trainable_params)
+    taken = 0
+    new = []
+    for k in trainable:
+        shape = getattr(parameters[k], "shape", ())
+        own = symbols("weight", tuple(shape))
+        for place in range(own.size):
+            source: Source = "input" if taken < n_inputs else "weight"
+            own.reshape(-1)[place] = symbol(source, taken if source == "input" else taken - n_inputs)
+            taken += 1
+        new.append(own if shape else own.item())
+    if taken < n_inputs:
+        raise ValueError(f"tape has {taken} trainable numbers but n_inputs is {n_inputs}: lower n_inputs")
+    return tape.bind_new_parameters(new, trainable)
+
+
+def _trace(fn: Any, n_inputs: Any, n_weights: Any) -> tuple[list[Any], list[Any] | None]:
+    """Operations that a function queues, and what it returns: None for nothing."""
+    import pennylane as qml
+
+    if not callable(fn):
+        raise ValueError(f"a {type(fn).__name__} is no PennyLane function, QNode or tape")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [p for p in inspect.signature(fn).parameters.values() if p.kind in positional]
+    needed = [p for p in taken if p.default is inspect.Parameter.empty]
+    if len(needed) > 2:
+        raise ValueError(
+            f"the function takes {len(needed)} arguments ({', '.join(p.name for p in needed)}): write it as "
+            "f(inputs, weights), with all weights in one array"
+        )
+    shapes: tuple[tuple[Source, Any], ...] = (("input", n_inputs), ("weight", n_weights))
+    arguments = [_Unsized(source) if shape is None else symbols(source, shape) for source, shape in shapes]
+    with qml.queuing.AnnotatedQueue() as queue:
+        try:
+            returned = fn(*arguments[: len(taken)])
+        except _NO_NUMBER as error:
+            seen = [operation for operation, _ in queue.items()]
+            last = f" (the last is {seen[-1].name})" if seen else ""
+            whole = "" if isinstance(error, NotAffine) or None not in (n_inputs, n_weights) else _WHOLE
+            raise ValueError(
+                f"the function cannot be traced with symbols: after {len(seen)} operations{last} it raises "
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Each angle must be scale * (one feature or weight) "
+                f"+ offset{whole}"
+            ) from error
+    operations = qml.tape.QuantumScript.from_queue(queue).operations
+    if returned is None:
+        return operations, None
+    returned = list(returned) if isinstance(returned, (list, tuple)) else [returned]
+    for k, value in enumerate(returned):
+        if not isinstance(value, qml.measurements.MeasurementProcess):
+            raise ValueError(f"the function returns {value!r} as result {k}: return expectation values, or nothing")
+    return operations, returned
+
+
+def _wire_labels(operations: list[Any], measurements: list[Any], wires: Iterable[Any] | None) -> dict[Any, int]:
+    used = [wire for thing in (*operations, *measurements) for wire in getattr(thing, "wires", ())]
+    if wires is not None:
+        labels = {label: k for k, label in enumerate(wires)}
+        missing = [wire for wire in used if wire not in labels]
+        if missing:
+            raise ValueError(f"the circuit acts on wire {missing[0]!r} but its wires are {list(labels)}: name them all")
+        return labels
+    if used and all(isinstance(wire, int) and wire >= 0 for wire in used):
+        return {wire: wire for wire in range(max(used) + 1)}
+    return {label: k for k, label in enumerate(dict.fromkeys(used))}
+
+
+_GATE = {foreign: name for name, foreign in _PENNYLANE.items()} | {"U1": "P"}
+
+
+def _gates_of(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
+    """An operation as gates of the table."""
+    import pennylane as qml
+
+    foreign, on = operation.name, tuple(labels[wire] for wire in operation.wires if wire in labels)
+    if foreign in _IGNORED:
+        return []
+    try:
+        if foreign.startswith("Adjoint("):
+            return [gate.inverse() for gate in reversed(_gates_of(operation.base, labels, place))]
+        if not all(getattr(operation, "control_values", ())):
+            return _controlled_by_zeros(operation, labels, place)
+        if foreign == "C(U3)" and len(on) == 2:
+            return [Gate("CU3", on, tuple(map(angle_of, operation.parameters)))]
+        if foreign == "PauliRot":
+            word = operation.hyperparameters["pauli_word"]
+            for name, order in (("R" + word, on), ("R" + word[::-1], on[::-1])):
+                if name in GATES:
+                    return [Gate(name, order, tuple(map(angle_of, operation.parameters)))]
+        if foreign in _STATE_PREPARATIONS and _symbolic(operation.parameters[0]):
+            return [Gate(AMPLITUDE, on, _features(operation.parameters[0]))]
+        name = _GATE.get(foreign, foreign)
+        if name in GATES and name != AMPLITUDE:
+            return [Gate(name, on, tuple(map(angle_of, operation.parameters)))]
+        if not operation.has_decomposition:
+            raise ValueError(f"{place} is no gate of qconv and PennyLane does not decompose it: use other operations")
+        with qml.QueuingManager.stop_recording():
+            parts = _as_arrays(operation).decomposition()
+    except _NO_NUMBER as error:
+        raise ValueError(f"{place} cannot be read: {error}") from error
+    return [gate for part in parts for gate in _gates_of(part, labels, f"{place}, part {part.name}")]
+
+
+def _controlled_by_zeros(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
+    """A gate that acts where some controls are 0: the same gate between X on those."""
+    import pennylane as qml
+
+    controls = zip(operation.control_wires, operation.control_values, strict=True)
+    flips = [Gate("X", (labels[wire],)) for wire, value in controls if not value]
+    with qml.QueuingManager.stop_recording():
+        by_ones = qml.ctrl(operation.base, control=operation.control_wires)
+    return [*flips, *_gates_of(by_ones, labels, place), *flips]
+
+
+def _as_arrays(operation: Any) -> Any:
+    """The same operation with its symbols as NumPy's, whose functions decompositions call."""
+    import pennylane as qml
+
+    if not any(isinstance(value, Linear) for value in operation.parameters):
+        return operation
+    arrays = [np.array(value, dtype=object) if isinstance(value, Linear) else value for value in operation.parameters]
+    return qml.ops.functions.bind_new_parameters(operation, arrays)
+
+
+def _symbolic(values: Any) -> bool:
+    """Whether values are an array of symbols."""
+    return getattr(getattr(values, "dtype", None), "kind", "") == "O"
+
+
+def _features(values: Any) -> tuple[Any, ...]:
+    # Zeros at the end are padding.
+    angles = [angle_of(value) for value in values]
+    while len(angles) > 1 and angles[-1].source == "const" and angles[-1].offset == 0:
+        angles.pop()
+    return tuple(angles)
+
+
+def _pauli_string(measurement: Any, labels: dict[Any, int], place: str) -> str:
+    import pennylane as qml
+
+    if not isinstance(measurement, qml.measurements.ExpectationMP):
+        raise ValueError(
+            f"{place} is {measurement!r}: only expectation values of Pauli words are read, such as "
+            "qml.expval(qml.Z(0) @ qml.Z(1))"
+        )
+    sentence = None if measurement.obs is None else measurement.obs.pauli_rep
+    terms = {} if sentence is None else dict(sentence.items())
+    if len(terms) != 1:
+        raise ValueError(
+            f"{place} is of {measurement.obs!r}: it must be one Pauli word; give each term an expectation value of "
+            "its own"
+        )
+    ((word, coefficient),) = terms.items()
+    if not word or complex(coefficient) != 1:
+        raise ValueError(
+            f"{place} is of {measurement.obs!r}: it must be a Pauli word with coefficient 1, and not the identity"
+        )
+    letters = ["I"] * len(labels)
+    for wire, letter in word.items():
+        letters[labels[wire]] = letter
+    return "".join(letters)

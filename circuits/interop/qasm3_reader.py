@@ -1,0 +1,358 @@
+"""OpenQASM 3 read as circuits: gates, their definitions, `input float` parameters and affine expressions of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from circuits.circuit import Circuit, Gate, Source
+from circuits.interop.qasm3 import COMMENT, DEFINITIONS, STANDARD
+from circuits.interop.qasm3_syntax import AtLine, Definition, Statements, Token, definition, fail, tokens
+from circuits.interop.symbols import Linear, NotAffine, angle_of, symbol, z_of_every_wire
+
+_FEATURE = re.compile(r"x|inputs?|features?")
+_NUMBERED = re.compile(r"_*(.*?)_?(\d*)_*")
+# Keywords of statements that are no gates; "#" and "pragma" tell a compiler something.
+_UNSUPPORTED = re.compile(
+    r"if|else|for|while|switch|def|extern|return|let|output|box|cal|defcal|defcalgrammar|delay|array|bool|int|uint|float"
+    r"|angle|complex|duration|stretch|end|break|continue|nop|qreg|pragma|#"
+)
+_REALS = ("float", "angle", "int", "uint")
+# Gates that are named by standard name; "U" and "u2" have angles of their own.
+_GATE = {standard: name for name, standard in STANDARD.items()} | {
+    "CX": "CNOT",
+    "phase": "P",
+    "cphase": "CP",
+    "u1": "P",
+}
+_CONTROLLED = {
+    "X": "CNOT",
+    "Y": "CY",
+    "Z": "CZ",
+    "H": "CH",
+    "RX": "CRX",
+    "RY": "CRY",
+    "RZ": "CRZ",
+    "P": "CP",
+    "SWAP": "CSWAP",
+    "CNOT": "CCX",
+    "CZ": "CCZ",
+}
+
+
+def is_qasm3(text: str) -> bool:
+    """Whether a text is a program and not a kernel's name."""
+    return "OPENQASM" in text or ";" in text
+
+
+def from_qasm3(text: str) -> Circuit:
+    """An OpenQASM 3 program as a circuit.
+
+    Read are gate calls of stdgates.inc and of the program's own gate definitions with the modifiers inv and ctrl,
+    `input float` parameters, `const`, pi and arithmetic, qubit and bit declarations, barriers, and measurements at the
+    end, which are dropped: the readout stands in a comment `// qconv observables: ZII IZI` (Pauli strings, wire 0
+    first), else it is Z of every wire. Global phases are dropped. Wires are numbered in the order of declaration.
+
+    Parameters called x, input(s) or feature(s), alone or with a number, are features; the others are weights. Each
+    takes the number in its name as index where all of its kind are numbered alike, else its place among the
+    declarations. Comments `// qconv inputs: a b` and `// qconv weights: c d` list them instead.
+
+    Raises:
+        ValueError: With the line, for what is not read, what is not defined, or an angle that is not affine in one
+            parameter.
+
+    Source: Cross et al., OpenQASM 3 (arXiv:2104.14722).
+    """
+    reader = _Program(tokens(text), _roles(text))
+    reader.read()
+    if reader.n_wires == 0:
+        raise ValueError("the OpenQASM program declares no qubit: it needs `qubit[n] q;`")
+    observables = _comment(text, "observables")
+    readout = z_of_every_wire(reader.n_wires) if observables is None else tuple(observables)
+    return Circuit(reader.n_wires, tuple(reader.gates), readout)
+
+
+def _comment(text: str, key: str) -> list[str] | None:
+    found = re.search(rf"^[ \t]*{COMMENT}{key}:(.*)$", text, re.MULTILINE)
+    return None if found is None else found[1].split()
+
+
+def _roles(text: str) -> dict[str, Linear]:
+    """What each declared parameter stands for."""
+    program = tokens(text)
+    names = []
+    for k, token in enumerate(program):
+        if token.text == "input" and token.kind == "name":
+            end = next((j for j in range(k, len(program)) if program[j].text == ";"), len(program))
+            names.append(program[end - 1].text)
+    listed = {"input": _comment(text, "inputs"), "weight": _comment(text, "weights")}
+    free = [name for name in names if not any(name in (own or ()) for own in listed.values())]
+    features = {name for name in free if _FEATURE.fullmatch(_split(name)[0])}
+    kinds: dict[Source, dict[str, int]] = {
+        "input": _indices([name for name in free if name in features], listed["input"]),
+        "weight": _indices([name for name in free if name not in features], listed["weight"]),
+    }
+    return {name: symbol(source, index) for source, own in kinds.items() for name, index in own.items()}
+
+
+def _split(name: str) -> tuple[str, str]:
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def _indices(names: list[str], listed: list[str] | None) -> dict[str, int]:
+    if listed is not None:
+        return {name: k for k, name in enumerate([*listed, *names])}
+    parts = [_split(name) for name in names]
+    numbers = [number for _, number in parts]
+    if len({prefix for prefix, _ in parts}) == 1 and all(numbers) and len(set(numbers)) == len(numbers):
+        return {name: int(number) for name, number in zip(names, numbers, strict=True)}
+    return {name: k for k, name in enumerate(names)}
+
+
+class _Program:
+    """Runs through a program and collects gates."""
+
+    def __init__(self, tokens: tuple[Token, ...], roles: dict[str, Linear]) -> None:
+        self.gates: list[Gate] = []
+        self.n_wires = 0
+        self._top = Statements(tokens, {})
+        self._roles = roles
+        self._standard = False
+        self._registers: dict[str, tuple[int, ...]] = {}
+        self._definitions: dict[str, Definition] = {}
+        self._measured: set[int] = set()
+        self._open: list[str] = []
+        self._known = {name: self._own_definition(text) for name, text in DEFINITIONS.items()}
+
+    @staticmethod
+    def _own_definition(text: str) -> Definition:
+        statements = Statements(tokens(text), {})
+        statements.take("gate")
+        statements.name()
+        return definition(statements)
+
+    def read(self) -> None:
+        while self._top.more:
+            line = self._top.line
+            try:
+                self._statement(self._top)
+            except NotAffine as error:
+                fail(line, f"the angle cannot be read: {error}")
+            except (ArithmeticError, TypeError) as error:
+                fail(line, f"an expression has no value: {error}")
+
+    def _statement(self, at: Statements) -> None:
+        word = at.peek()
+        if _UNSUPPORTED.fullmatch(word):
+            fail(at.line, f"{word!r} is not supported: only gates, declarations and measurements at the end are read")
+        known = getattr(self, f"_read_{word}", None)
+        if known is not None:
+            at.take()
+            known(at)
+        elif word in ("bit", "creg"):
+            at.skip_to(";")
+        elif "measure" in self._words(at):
+            self._read_assignment(at)
+        else:
+            self.gates += self._call(at, self._registers)
+
+    @staticmethod
+    def _words(at: Statements) -> list[str]:
+        words: list[str] = []
+        while at.peek(len(words)) not in ("", ";", "{"):
+            words.append(at.peek(len(words)))
+        return words
+
+    def _read_OPENQASM(self, at: Statements) -> None:
+        line, version = at.line, at.take()
+        if not re.fullmatch(r"3(\.\d+)?", version):
+            fail(line, f"the program is OpenQASM {version}: only version 3 is read")
+        at.take(";")
+
+    def _read_include(self, at: Statements) -> None:
+        line, file = at.line, at.take()
+        if file != '"stdgates.inc"':
+            fail(line, f'include {file} is not read: only "stdgates.inc" is known')
+        at.take(";")
+        self._standard = True
+
+    def _read_input(self, at: Statements) -> None:
+        line, kind = at.line, at.name()
+        if kind not in ("float", "angle"):
+            fail(line, f"input of type {kind!r} is not read: use `input float`")
+        if at.accept("["):
+            at.skip_to("]")
+        name = at.name()
+        at.take(";")
+        at.values[name] = self._roles[name]
+
+    def _read_const(self, at: Statements) -> None:
+        line, kind = at.line, at.name()
+        if kind not in _REALS:
+            fail(line, f"const of type {kind!r} is not read: use float")
+        if at.accept("["):
+            at.skip_to("]")
+        name = at.name()
+        at.take("=")
+        at.values[name] = at.expression()
+        at.take(";")
+
+    def _read_qubit(self, at: Statements) -> None:
+        size = 1
+        if at.accept("["):
+            line, number = at.line, at.expression()
+            if isinstance(number, Linear) or number != int(number) or number < 1:
+                fail(line, f"a register of {number!r} qubits: give a whole number of at least 1")
+            size = int(number)
+            at.take("]")
+        name = at.name()
+        at.take(";")
+        self._registers[name] = tuple(range(self.n_wires, self.n_wires + size))
+        self.n_wires += size
+
+    def _read_gate(self, at: Statements) -> None:
+        name = at.name()
+        self._definitions[name] = definition(at)
+
+    def _read_barrier(self, at: Statements) -> None:
+        at.skip_to(";")
+
+    def _read_gphase(self, at: Statements) -> None:
+        at.skip_to(";")
+
+    def _read_reset(self, at: Statements) -> None:
+        line, wires = at.line, self._operand(at, self._registers)
+        at.take(";")
+        if any(set(gate.wires) & set(wires) for gate in self.gates):
+            fail(line, "reset of a qubit in the middle is no gate: write the circuit without it")
+
+    def _read_assignment(self, at: Statements) -> None:
+        while at.take() != "measure":
+            pass
+        self._measured |= set(self._operand(at, self._registers))
+        at.skip_to(";")
+
+    def _operand(self, at: Statements, registers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        if at.peek() == "$":
+            fail(at.line, "physical qubits are not supported: declare `qubit[n] q;` and use q[0]")
+        line, name = at.line, at.name()
+        if name not in registers:
+            fail(line, f"qubit {name!r} is not declared: declare it with `qubit {name};`")
+        wires = registers[name]
+        if at.accept("["):
+            index = at.expression()
+            at.take("]")
+            if isinstance(index, Linear) or index != int(index) or not -len(wires) <= index < len(wires):
+                fail(line, f"{name}[{index!r}] is outside the register of {len(wires)} qubits")
+            wires = (wires[int(index)],)
+        return wires
+
+    def _call(self, at: Statements, registers: Mapping[str, tuple[int, ...]]) -> list[Gate]:
+        """One gate call; on whole registers, once for each of their qubits."""
+        line = at.line
+        modifiers: list[tuple[str, int]] = []
+        while at.peek() in ("inv", "ctrl", "negctrl", "pow"):
+            word, times = at.take(), 1
+            if word in ("negctrl", "pow"):
+                fail(line, f"the modifier {word!r} is not supported: use inv and ctrl")
+            if at.accept("("):
+                times = int(at.expression())
+                at.take(")")
+            at.take("@")
+            modifiers.append((word, times))
+        name = at.name()
+        values: list[Any] = []
+        if at.accept("(") and not at.accept(")"):
+            values = [at.expression()]
+            while at.accept(","):
+                values.append(at.expression())
+            at.take(")")
+        operands = [self._operand(at, registers)] if at.peek() != ";" else []
+        while at.accept(","):
+            operands.append(self._operand(at, registers))
+        at.take(";")
+        width = max(map(len, operands), default=0)
+        if any(len(wires) not in (1, width) for wires in operands):
+            fail(line, f"gate {name} acts on registers of {[len(wires) for wires in operands]} qubits: make them equal")
+        gates: list[Gate] = []
+        for k in range(width):
+            wires = tuple(own[k % len(own)] for own in operands)
+            if self._measured & set(wires):
+                fail(line, f"gate {name} acts on a qubit after its measurement: measure at the end only")
+            try:
+                gates += self._modified(name, values, wires, modifiers, line)
+            except (NotAffine, AtLine):
+                raise
+            except ValueError as error:
+                fail(line, str(error))
+        return gates
+
+    def _modified(
+        self, name: str, values: list[Any], wires: tuple[int, ...], modifiers: list[tuple[str, int]], line: int
+    ) -> list[Gate]:
+        controls = sum(times for word, times in modifiers if word == "ctrl")
+        gates = self._gates(name, values, wires[controls:], line)
+        if controls and (name in self._definitions or name in ("U", "u2", "u3")):
+            fail(line, f"ctrl @ {name} depends on the phase of {name}: define the controlled gate, or use cu")
+        own = controls
+        for word, times in reversed(modifiers):
+            if word == "inv":
+                gates = [gate.inverse() for gate in reversed(gates)]
+                continue
+            for _ in range(times):
+                own -= 1
+                for gate in gates:
+                    if gate.name not in _CONTROLLED:
+                        fail(line, f"ctrl @ of gate {gate.name} is not supported: define the controlled gate")
+                gates = [Gate(_CONTROLLED[gate.name], (wires[own], *gate.wires), gate.angles) for gate in gates]
+        return gates
+
+    def _gates(self, name: str, values: list[Any], wires: tuple[int, ...], line: int) -> list[Gate]:
+        if name in self._definitions:
+            return self._defined(name, values, wires, line)
+        if name == "U":
+            return [Gate("U3", wires, tuple(map(angle_of, values)))]
+        if self._standard and name == "id":
+            return []
+        if self._standard and name == "u2":
+            return [Gate("U3", wires, tuple(map(angle_of, (math.pi / 2, *values))))]
+        if self._standard and name == "cu":
+            if len(values) != 4:
+                fail(line, f"gate cu takes 4 angles but was given {len(values)}")
+            return [
+                Gate("P", wires[:1], (angle_of(values[3]),)),
+                Gate("CU3", wires, tuple(map(angle_of, values[:3]))),
+            ]
+        if self._standard and name in _GATE:
+            return [Gate(_GATE[name], wires, tuple(map(angle_of, values)))]
+        hint = "" if self._standard else ', and the program does not include "stdgates.inc"'
+        return fail(line, f"instruction {name!r} is not supported: it is no gate that is defined here{hint}")
+
+    def _defined(self, name: str, values: list[Any], wires: tuple[int, ...], line: int) -> list[Gate]:
+        known = self._definitions[name]
+        if name in self._open:
+            fail(line, f"gate {name} is defined by itself: a gate may use those defined before it")
+        if (len(values), len(wires)) != (len(known.parameters), len(known.qubits)):
+            fail(
+                line,
+                f"gate {name} takes {len(known.parameters)} angles and {len(known.qubits)} qubits but was "
+                f"given {len(values)} and {len(wires)}",
+            )
+        for gate, own in self._known.items():
+            if self._standard and known.same_as(own) and gate.lower() == name:
+                return [Gate(gate, wires, tuple(map(angle_of, values)))]
+        constants = {key: value for key, value in self._top.values.items() if not isinstance(value, Linear)}
+        at = Statements(known.body, constants | dict(zip(known.parameters, values, strict=True)))
+        registers = {qubit: (wire,) for qubit, wire in zip(known.qubits, wires, strict=True)}
+        gates: list[Gate] = []
+        self._open.append(name)
+        while at.more:
+            if at.peek() in ("barrier", "gphase"):
+                at.skip_to(";")
+            else:
+                gates += self._call(at, registers)
+        self._open.pop()
+        return gates

@@ -1,0 +1,333 @@
+"""Circuits as Qiskit QuantumCircuits with Parameters, and QuantumCircuits as circuits.
+
+Qiskit counts qubits from the least significant bit and writes Pauli labels and bit strings from the most significant
+one; our wire w is its qubit w, and `reversed_bits` is the one place that turns texts around.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from circuits.circuit import Angle, Circuit, Gate, Source, const
+from circuits.gates import AMPLITUDE, GATES
+from circuits.interop.symbols import NotAffine, angle_of, evaluated, z_of_every_wire
+from circuits.noise import Channel, NoiseModel
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+FloatArray = NDArray[np.float64]
+
+# Gate -> name of the method of QuantumCircuit.
+_QISKIT = {"P": "p", "CNOT": "cx", "U3": "u"}
+
+# Gates that are written as their parts.
+_PARTS = ("CRot", "CU3", "SQSWAP", "SQSWAPdg", "ISWAPdg")
+
+# Key in a QuantumCircuit's metadata for the readout, as Qiskit's Pauli labels.
+METADATA = "observables"
+
+# Parameters with these names are features unless the caller says otherwise.
+_INPUT_NAME = re.compile(r"(x|inputs?|features?)(_?\d+|\[\d+\])?")
+
+
+def reversed_bits(text: str) -> str:
+    """A Pauli string or bit string of ours as Qiskit writes it, and back."""
+    return text[::-1]
+
+
+def build_qiskit(circuit: Circuit, values: Sequence[Any], noise: NoiseModel | None = None) -> QuantumCircuit:
+    """A circuit as a Qiskit QuantumCircuit, without measurements.
+
+    Args:
+        circuit: The circuit.
+        values: One number or Parameter for each angle of each gate in order. A state preparation takes the first
+            2**n_wires - 1 of them, the angles of `preparation_angles`.
+        noise: Channels after gates, as Kraus instructions.
+    """
+    from qiskit import QuantumCircuit
+
+    result = QuantumCircuit(circuit.n_wires)
+    remaining = iter(values)
+    for gate in circuit.gates:
+        if gate.name == AMPLITUDE:
+            for wire in range(circuit.n_wires):
+                _uniformly_controlled_ry(result, list(range(wire)), wire, remaining)
+            continue
+        _append(result, gate, [next(remaining) for _ in gate.angles])
+        if noise is not None:
+            for channel in noise.channels_after(gate.name):
+                for wire in gate.wires:
+                    result.append(_kraus_instruction(channel), [wire])
+    return result
+
+
+def _append(target: QuantumCircuit, gate: Gate, values: list[Any]) -> None:
+    if gate.name == "Rot":
+        phi, theta, omega = values
+        target.rz(phi, gate.wires[0])
+        target.ry(theta, gate.wires[0])
+        target.rz(omega, gate.wires[0])
+    elif gate.name in _PARTS:
+        for part, (_, _, angles) in zip(gate.parts(), gate.spec.parts, strict=True):
+            _append(target, part, [values[angle] if isinstance(angle, int) else angle for angle in angles])
+    else:
+        getattr(target, _QISKIT.get(gate.name, gate.name.lower()))(*values, *gate.wires)
+
+
+def _kraus_instruction(channel: Channel) -> Any:
+    from qiskit.quantum_info import Kraus
+
+    return Kraus(list(channel.kraus())).to_instruction()
+
+
+def _uniformly_controlled_ry(target: QuantumCircuit, controls: list[int], wire: int, values: Any) -> None:
+    # RY(a) CX RY(b) CX is RY(a + b) or RY(a - b) as the control is 0 or 1.
+    if not controls:
+        target.ry(next(values), wire)
+        return
+    _uniformly_controlled_ry(target, controls[1:], wire, values)
+    target.cx(controls[0], wire)
+    _uniformly_controlled_ry(target, controls[1:], wire, values)
+    target.cx(controls[0], wire)
+
+
+def preparation_angles(amplitudes: FloatArray) -> FloatArray:
+    """RY angles that prepare real amplitudes from |0...0> in the circuit that `build_qiskit` writes.
+
+    Args:
+        amplitudes: (R, 2**n), each row of norm 1, signs allowed.
+
+    Returns:
+        (R, 2**n - 1) in radians.
+
+    Source: Möttönen, Vartiainen, Bergholm & Salomaa, Transformation of quantum states using uniformly controlled
+        rotations (quant-ph/0407010), section II.
+    """
+    rows, size = amplitudes.shape
+    wires = size.bit_length() - 1
+    columns = []
+    for wire in range(wires):
+        blocks = amplitudes.reshape(rows, 2**wire, 2, -1)
+        # Signs are set by the last wire; the earlier ones split norms.
+        halves = blocks[..., 0] if wire == wires - 1 else np.linalg.norm(blocks, axis=-1)
+        columns.append(_leaf_angles(2 * np.arctan2(halves[:, :, 1], halves[:, :, 0])))
+    return np.concatenate(columns, axis=1)
+
+
+def _leaf_angles(angles: FloatArray) -> FloatArray:
+    if angles.shape[1] == 1:
+        return angles
+    zero, one = np.split(angles, 2, axis=1)
+    return np.concatenate([_leaf_angles((zero + one) / 2), _leaf_angles((zero - one) / 2)], axis=1)
+
+
+def to_qiskit(circuit: Circuit) -> QuantumCircuit:
+    """A circuit as a Qiskit QuantumCircuit: features are its ParameterVector x, weights its ParameterVector w.
+
+    Wire w is qubit w. The readout stands in its metadata under "observables", as Qiskit's Pauli labels.
+
+    Raises:
+        ValueError: For a state preparation, whose angles are not affine in the features.
+    """
+    from qiskit.circuit import ParameterVector
+
+    if any(gate.name == AMPLITUDE for gate in circuit.gates):
+        raise ValueError(
+            "gate 0 (Amplitude) divides features by their norm, which no angle of a QuantumCircuit with Parameters "
+            "does: use another encoding, or run the circuit with backend 'qiskit'"
+        )
+    x, w = ParameterVector("x", circuit.n_inputs), ParameterVector("w", circuit.n_weights)
+    # Lists, because a vector's own indexing knows no Ellipsis.
+    inputs, weights = list(x), list(w)
+    result = build_qiskit(circuit, [evaluated(a, inputs, weights) for gate in circuit.gates for a in gate.angles])
+    result.metadata = {METADATA: [reversed_bits(text) for text in circuit.observables]}
+    return result
+
+
+def from_qiskit(
+    qc: QuantumCircuit,
+    inputs: Any = None,
+    weights: Any = None,
+    observables: Any = None,
+) -> Circuit:
+    """A Qiskit QuantumCircuit as a circuit; qubit q becomes wire q.
+
+    Instructions outside the gate table are decomposed by their definitions. Global phases and barriers are dropped, and
+    so are measurements at the end: the readout is `observables`.
+
+    Args:
+        qc: The circuit.
+        inputs: Its Parameters that are features: a Parameter, a ParameterVector or a sequence of these, in order. By
+            default those called x, input(s) or feature(s), alone, as a vector or with a number (x, x[2], x_2, x2); if
+            only `weights` is given, all others.
+        weights: Its Parameters that are weights, likewise; by default all others. Parameters that are not listed take
+            the order of qc.parameters, or their index where they are one ParameterVector.
+        observables: Pauli strings, wire 0 first as in Circuit, or Pauli or SparsePauliOp objects, whose labels are
+            Qiskit's (qubit 0 last): one or several; each term of a SparsePauliOp is an output and has coefficient 1. By
+            default those in the metadata that `to_qiskit` writes, else Z of every wire.
+
+    Raises:
+        ValueError: Naming the instruction and its position, for what is no gate and has no definition, a gate after a
+            measurement, or an angle that is not affine in one Parameter; for a Parameter that is neither feature nor
+            weight; and for observables that are no Pauli strings.
+    """
+    reader = _Reader(_roles(qc, inputs, weights))
+    reader.read(qc, list(range(qc.num_qubits)), "")
+    return Circuit(qc.num_qubits, tuple(reader.gates), _observables(qc, observables))
+
+
+def qiskit_inputs(qc: QuantumCircuit) -> list[Any]:
+    """The Parameters that are features by their names."""
+    return [p for p in qc.parameters if _INPUT_NAME.fullmatch(p.name)]
+
+
+def _flat(parameters: Any) -> list[Any]:
+    from qiskit.circuit import Parameter
+
+    if isinstance(parameters, Parameter):
+        return [parameters]
+    if isinstance(parameters, str) or not isinstance(parameters, Iterable):
+        raise ValueError(f"{parameters!r} is no Parameter: give Parameters, ParameterVectors or sequences of them")
+    return [parameter for item in parameters for parameter in _flat(item)]
+
+
+def _roles(qc: QuantumCircuit, inputs: Any, weights: Any) -> dict[Any, tuple[Source, int]]:
+    """What each Parameter of the circuit is."""
+    listed: dict[Source, list[Any] | None] = {
+        "input": None if inputs is None else _flat(inputs),
+        "weight": None if weights is None else _flat(weights),
+    }
+    if listed["input"] is None and listed["weight"] is None:
+        listed["input"] = _by_index(qiskit_inputs(qc))
+    roles: dict[Any, tuple[Source, int]] = {}
+    for source, parameters in listed.items():
+        for index, parameter in enumerate(parameters or []):
+            if parameter is not None and parameter in roles:
+                raise ValueError(f"Parameter {parameter.name!r} is listed twice: list each once")
+            roles[parameter] = (source, index)
+    rest = [p for p in qc.parameters if p not in roles]
+    for source, parameters in listed.items():
+        if parameters is None:
+            roles |= {parameter: (source, index) for index, parameter in enumerate(_by_index(rest))}
+            rest = []
+    if rest:
+        names = ", ".join(p.name for p in rest)
+        raise ValueError(f"Parameters {names} are neither in inputs nor in weights: list them in one of the two")
+    return roles
+
+
+def _by_index(parameters: list[Any]) -> list[Any]:
+    """Parameters at their places: elements of one ParameterVector by index, with None for those that are not used."""
+    # By name, which is unique in a circuit: Qiskit makes a new object whenever an element is asked for its vector.
+    vectors = {p.vector.name if hasattr(p, "vector") else None for p in parameters}
+    if len(vectors) != 1 or None in vectors:
+        return list(parameters)
+    placed: list[Any] = [None] * (max(p.index for p in parameters) + 1)
+    for parameter in parameters:
+        placed[parameter.index] = parameter
+    return placed
+
+
+def _angle(value: Any, roles: dict[Any, tuple[Source, int]]) -> Angle:
+    from qiskit.circuit import ParameterExpression
+
+    if not isinstance(value, ParameterExpression):
+        return angle_of(value)
+    parameters = list(value.parameters)
+    if not parameters:
+        return const(float(value.numeric()))
+    if len(parameters) > 1:
+        names = ", ".join(sorted(p.name for p in parameters))
+        raise NotAffine(f"{value} depends on the Parameters {names}: an angle takes one of them")
+    (parameter,) = parameters
+    slope = value.gradient(parameter)
+    if isinstance(slope, ParameterExpression):
+        if slope.parameters:
+            raise NotAffine(f"{value} is not affine in {parameter.name}")
+        slope = slope.numeric()
+    source, index = roles[parameter]
+    return Angle(source, index, float(slope), float(value.bind({parameter: 0.0}).numeric()))
+
+
+# Names of Qiskit's instructions -> gate; the others of the table are called like it in lower case.
+_GATE = {name.lower(): name for name in GATES if name not in (AMPLITUDE, *_PARTS, "Rot")} | {
+    "cx": "CNOT",
+    "u": "U3",
+    "u3": "U3",
+    "u1": "P",
+    "cu1": "CP",
+    "cu3": "CU3",
+}
+_IGNORED = ("barrier", "id", "delay", "global_phase")
+
+
+class _Reader:
+    """Collects gates and remembers which wires were used and measured."""
+
+    def __init__(self, roles: dict[Any, tuple[Source, int]]) -> None:
+        self.gates: list[Gate] = []
+        self._roles = roles
+        self._measured: set[int] = set()
+
+    def read(self, qc: QuantumCircuit, wires: list[int], where: str) -> None:
+        for position, item in enumerate(qc.data):
+            on = tuple(wires[qc.find_bit(qubit).index] for qubit in item.qubits)
+            place = f"{where}instruction {position} ({item.operation.name})"
+            self._instruction(item.operation, on, place)
+
+    def _instruction(self, operation: Any, on: tuple[int, ...], place: str) -> None:
+        name = operation.name
+        if name in _IGNORED:
+            return
+        if name == "measure":
+            self._measured |= set(on)
+            return
+        if self._measured & set(on):
+            raise ValueError(f"{place} acts on a qubit after its measurement: measure at the end only")
+        if name == "reset":
+            if any(set(gate.wires) & set(on) for gate in self.gates):
+                raise ValueError(f"{place} resets a qubit in the middle: it is no gate, so write the circuit without")
+            return
+        try:
+            if name in _GATE and GATES[_GATE[name]].n_angles == len(operation.params):
+                self.gates.append(Gate(_GATE[name], on, tuple(_angle(v, self._roles) for v in operation.params)))
+                return
+            if name == "cu":
+                *angles, phase = (_angle(v, self._roles) for v in operation.params)
+                self.gates += [Gate("P", on[:1], (phase,)), Gate("CU3", on, tuple(angles))]
+                return
+        except NotAffine as error:
+            raise ValueError(f"{place} has an angle that cannot be read: {error}") from error
+        definition = getattr(operation, "definition", None)
+        if definition is None:
+            raise ValueError(f"{place} is no gate of qconv and has no definition to decompose it: use other gates")
+        self.read(definition, list(on), f"{place}, ")
+
+
+def _observables(qc: QuantumCircuit, observables: Any) -> tuple[str, ...]:
+    from qiskit.quantum_info import Pauli, SparsePauliOp
+
+    if observables is None:
+        if METADATA in (qc.metadata or {}):
+            return tuple(reversed_bits(label) for label in qc.metadata[METADATA])
+        return z_of_every_wire(qc.num_qubits)
+    if isinstance(observables, (str, Pauli, SparsePauliOp)):
+        observables = [observables]
+    texts: list[str] = []
+    for observable in observables:
+        if isinstance(observable, str):
+            texts.append(observable)
+            continue
+        if not isinstance(observable, (Pauli, SparsePauliOp)):
+            raise ValueError(f"observable is a {type(observable).__name__}: give a Pauli string or a SparsePauliOp")
+        for label, coefficient in SparsePauliOp(observable).to_list():
+            if coefficient != 1:
+                raise ValueError(f"observable {label} has coefficient {coefficient}: each output is one Pauli string")
+            texts.append(reversed_bits(label))
+    return tuple(texts)
