@@ -18,8 +18,7 @@ from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLi
 from qconv.simulation import simulate  # noqa: E402
 from qconv.surrogates import Surrogate, surrogate  # noqa: E402
 from qconv.tensor_layers import TensorNetworkConv2d  # noqa: E402
-
-__version__ = "0.1.0"
+from qconv.version import __version__  # noqa: E402
 
 __all__ = [
     "Backend",
@@ -33,6 +32,7 @@ __all__ = [
     "Surrogate",
     "TensorNetworkConv2d",
     "Unsupported",
+    "__version__",
     "backend_names",
     "compress",
     "load_backend",

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from qconv import __version__
 from qconv.compression import Measures, compress, load_compressed
 from qconv.data import Dataset, Part, Split, load_dataset
 from qconv.lenets import build_lenet
@@ -26,6 +25,7 @@ from qconv.processes import in_processes
 from qconv.recipes import DISTILL, LEAST_STEPS, Progress, Recipe, recipe
 from qconv.rows import write_atomically
 from qconv.train import fit
+from qconv.version import __version__
 
 PROTOCOL = 1
 """Version of how networks are trained, compressed and measured, part of an id: change it whenever a record would."""

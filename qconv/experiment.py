@@ -24,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from qconv import __version__
 from qconv.backends.operators import fast_installed
 from qconv.data import Dataset, load_dataset
 from qconv.energy.count import Counts, count
@@ -46,6 +45,7 @@ from qconv.models import (
 )
 from qconv.rows import Row, RunFolder, Task, model_path, write_atomically
 from qconv.train import evaluate, fit
+from qconv.version import __version__
 
 SLOT_SETTINGS = tuple((lr, multiplier) for lr in (0.01, 0.03) for multiplier in (1.0, 5.0))
 """The tuning grid of arms that fill a slot, (lr, slot_lr_multiplier): every arm gets the same four, no more."""

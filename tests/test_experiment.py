@@ -375,7 +375,7 @@ def test_rows_of_another_version_of_qconv_are_not_mixed_with_ours(finished, monk
 def test_tasks_of_two_kinds_do_not_share_a_folder(tmp_path):
     tasks = tiny() + grid("digits", ["float"], range(1), epochs=3, n_train=100)
     refuse(tasks, tmp_path / "out", "these differ")
-    refuse(tiny() + tiny(["a_pbnn"]), tmp_path / "out", "a_pbnn are whole networks")
+    refuse(tiny() + tiny(["a_pbnn"]), tmp_path / "out", "a_pbnn is a whole network")
     refuse([], tmp_path / "out", "no tasks")
     assert not (tmp_path / "out").exists()
 
