@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from qconv.energy.units import joules
 from qconv.models import ARMS, Arm
 from qconv.rows import Row
 
 QUANTUM = ("quantum", "quantum-inspired")
 """Families whose arms the comparison is about."""
-
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,6 @@ def seeds_interval(values: Sequence[float], row: Row, *, level: float = 0.95) ->
 def signed(difference: float) -> str:
     """A difference of accuracies in percentage points with its sign: 0.0123 -> "+1.23"."""
     return f"{round(100 * difference, 2) + 0.0:+.2f}"  # + 0.0: no "-0.00"
-
-
-def joules(value: float) -> str:
-    """Energy with the prefix that leaves one to three digits before the point: "4.31 nJ"."""
-    value = float(f"{value:.3g}")  # rounded first: 999.9 pJ is 1 nJ
-    if value == 0:
-        return f"0{NBSP}J"
-    exponent = min(max(math.floor(math.log10(abs(value)) / 3), -5), 0)
-    prefix = {0: "", -1: "m", -2: "µ", -3: "n", -4: "p", -5: "f"}[exponent]
-    return f"{value / 1000.0**exponent:.3g}{NBSP}{prefix}J"
 
 
 @dataclass(frozen=True)

@@ -266,9 +266,9 @@ def energy(
     from rich.console import Console
     from rich.table import Table
 
-    from qconv.analysis import joules
     from qconv.energy.count import count
     from qconv.energy.prices import estimate
+    from qconv.energy.units import joules
     from qconv.models import build_model
     from qconv.report import operations
 

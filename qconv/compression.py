@@ -14,10 +14,10 @@ from torch import nn
 
 from classical.pruning.masks import private_copy
 from classical.storage.models import load_model, save_model
-from qconv.analysis import joules
 from qconv.data import Split
 from qconv.energy.count import Counts, Row, count
 from qconv.energy.prices import estimate
+from qconv.energy.units import joules
 from qconv.recipes import DISTILL, Progress, Recipe, carry_out, recipe, structure
 from qconv.rows import write_atomically
 from qconv.train import evaluate

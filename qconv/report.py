@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 
 from circuits.kernels import kernel, kernel_citation
 from qconv import figures
-from qconv.analysis import Chosen, Comparison, Interval, choose_settings, comparisons, joules, signed, verdict
+from qconv.analysis import Chosen, Comparison, Interval, choose_settings, comparisons, signed, verdict
 from qconv.backends.protocol import DEVICE_SHOTS
+from qconv.energy.units import joules
 from qconv.experiment import AGREEMENT, FEATURES, Agreement
 from qconv.models import SLOT_KERNEL
 from qconv.rows import Row, write_atomically

@@ -6,7 +6,8 @@ import pytest
 from made_rows import make_arm, make_row
 from scipy import stats
 
-from qconv.analysis import best, choose_settings, compare, comparisons, joules, t_interval, verdict
+from qconv.analysis import best, choose_settings, compare, comparisons, t_interval, verdict
+from qconv.energy.units import joules
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])

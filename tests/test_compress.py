@@ -13,10 +13,10 @@ from torch import nn
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.pruning import sparsity
 from classical.storage import sizes
-from qconv.analysis import joules
 from qconv.compression import comparison, compress, load_compressed, measure
 from qconv.data import load_dataset
 from qconv.energy.prices import HOROWITZ_45NM
+from qconv.energy.units import joules
 from qconv.lenets import LeNet300, build_lenet
 from qconv.recipes import _distilled, carry_out, method_names, recipe, structure
 from qconv.train import evaluate, fit

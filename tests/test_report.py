@@ -18,7 +18,8 @@ from scipy import stats
 
 from circuits.kernels import kernel
 from qconv import figures
-from qconv.analysis import Interval, joules
+from qconv.analysis import Interval
+from qconv.energy.units import joules
 from qconv.models import ARMS
 from qconv.report import make_report, operations, percent, points, span, terminal, write_report
 
