@@ -24,7 +24,7 @@ GAP = 0.12
 LABEL_WIDTH = 0.42
 MARGIN = 0.12
 NAME_SIZE = 10.0
-ANGLE_SIZE = 8.0
+ANGLE_SIZE = 9.0
 
 # Features blue, weights vermilion: the pair of Okabe & Ito's colors that all eyes and gray printers tell apart best.
 COLORS = {"input": "#0072b2", "weight": "#d55e00", "const": "#404040"}
@@ -251,7 +251,7 @@ def figure(n_wires: int, gates: Sequence[Column], observables: Sequence[str], wi
     rows = list(_rows(moments_of(n_wires, gates), room))
     lengths = [sum(own for _, own in row) + GAP for row in rows]
     total = 2 * MARGIN + LABEL_WIDTH + max([*lengths[:-1], lengths[-1] + end_width])
-    below = wrap(" \N{MIDDLE DOT} ".join(text.replace(" ", "~") for text in several), max(20, int(total * 22)))
+    below = wrap(", ".join(text.replace(" ", "~") for text in several), max(20, int(total * 22)))
     row_height = (n_wires - 1) * WIRE_DISTANCE + BOX_HEIGHT
     height = 2 * MARGIN + len(rows) * row_height + (len(rows) - 1) * 0.3 + 0.25 * len(below)
 

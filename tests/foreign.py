@@ -1,7 +1,10 @@
-"""Unitaries of circuits, of ours by the oracle and of PennyLane's and Qiskit's by those libraries."""
+"""What goes to other libraries, and unitaries: of circuits by the oracle, of PennyLane's and Qiskit's by those."""
 
 import numpy as np
 import oracle
+import pytest
+
+from circuits import GATES, Angle, Gate, kernel_names
 
 X = np.array([0.31, -0.87, 0.44, 1.93, -0.12, 0.66])
 W = np.linspace(-2.9, 2.7, 120) ** 3 / 7
@@ -35,3 +38,19 @@ def assert_same_up_to_phase(found, expected):
     phase = found[place] / expected[place]
     assert abs(abs(phase) - 1) < 1e-12
     np.testing.assert_allclose(found, phase * expected, atol=1e-12)
+
+
+LIBRARY = kernel_names()
+
+
+def every_gate():
+    """Each gate of the table once, on wires that are neither in order nor neighbors."""
+    gates = []
+    for name, spec in GATES.items():
+        if spec.n_wires is not None:
+            angles = [Angle("weight", k, 0.7, -0.2) for k in range(spec.n_angles)]
+            gates.append(Gate(name, (3, 0, 2)[: spec.n_wires], angles))
+    return gates
+
+
+EVERY_GATE = [pytest.param(gate, id=gate.name) for gate in every_gate()]

@@ -175,7 +175,8 @@ def from_pennylane(
 
     A function f(inputs, weights), f(inputs) or f() is called once, with symbols in place of numbers, so every angle
     must be affine in one feature or weight. Templates and other operations outside the gate table are decomposed as
-    PennyLane does it. Global phases are dropped.
+    PennyLane does it. Global phases are dropped, and a QNode's transforms are not applied. An AmplitudeEmbedding of
+    features divides by their norm and cannot be traced: write `circuits.encode("amplitude", n)` + the rest.
 
     Args:
         fn: The function or QNode; or a tape, whose trainable parameters in their order become the features (the first

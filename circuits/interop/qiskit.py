@@ -214,7 +214,8 @@ def _roles(qc: QuantumCircuit, inputs: Any, weights: Any) -> dict[Any, tuple[Sou
     rest = [p for p in qc.parameters if p not in roles]
     for source, parameters in listed.items():
         if parameters is None:
-            roles |= {parameter: (source, index) for index, parameter in enumerate(_by_index(rest))}
+            split = any(_vector(p) in map(_vector, roles) for p in rest)
+            roles |= {p: (source, index) for index, p in enumerate(rest if split else _by_index(rest))}
             rest = []
     if rest:
         names = ", ".join(p.name for p in rest)
@@ -222,11 +223,16 @@ def _roles(qc: QuantumCircuit, inputs: Any, weights: Any) -> dict[Any, tuple[Sou
     return roles
 
 
+def _vector(parameter: Any) -> Any:
+    """The name of a Parameter's vector, which is unique in a circuit; for a Parameter of its own, itself."""
+    # Not the vector: Qiskit makes a new object whenever an element is asked for it.
+    return parameter.vector.name if hasattr(parameter, "vector") else parameter
+
+
 def _by_index(parameters: list[Any]) -> list[Any]:
     """Parameters at their places: elements of one ParameterVector by index, with None for those that are not used."""
-    # By name, which is unique in a circuit: Qiskit makes a new object whenever an element is asked for its vector.
-    vectors = {p.vector.name if hasattr(p, "vector") else None for p in parameters}
-    if len(vectors) != 1 or None in vectors:
+    vectors = set(map(_vector, parameters))
+    if len(vectors) != 1 or not hasattr(parameters[0], "vector"):
         return list(parameters)
     placed: list[Any] = [None] * (max(p.index for p in parameters) + 1)
     for parameter in parameters:

@@ -1,0 +1,228 @@
+import numpy as np
+import pytest
+from foreign import EVERY_GATE, LIBRARY, W, X, assert_same_up_to_phase, qiskit_unitary, unitary
+from hypothesis import given
+from strategies import circuits
+
+from circuits import (
+    Circuit,
+    Gate,
+    encode,
+    from_qiskit,
+    kernel,
+)
+
+
+@given(circuits())
+def test_quantum_circuit_is_the_circuit_and_comes_back(circuit):
+    pytest.importorskip("qiskit")
+    qc = circuit.to_qiskit()
+    assert_same_up_to_phase(qiskit_unitary(qc), unitary(circuit))
+    back = from_qiskit(qc)
+    assert_same_up_to_phase(unitary(back), unitary(circuit))
+    assert back.observables == circuit.observables
+
+
+@pytest.mark.parametrize("gate", EVERY_GATE)
+def test_every_gate_goes_to_qiskit_and_comes_back(gate):
+    pytest.importorskip("qiskit")
+    circuit = Circuit(4, (gate,), ("ZIII",))
+    assert_same_up_to_phase(qiskit_unitary(circuit.to_qiskit()), unitary(circuit))
+    back = from_qiskit(circuit.to_qiskit())
+    assert_same_up_to_phase(unitary(back), unitary(circuit))
+    assert (back == circuit) == (gate.name not in ("Rot", "CRot", "CU3", "SQSWAP", "SQSWAPdg", "ISWAPdg"))
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_library_circuits_come_back_from_qiskit(name):
+    pytest.importorskip("qiskit")
+    circuit = kernel(name, 4, depth=1)
+    back = from_qiskit(circuit.to_qiskit())
+    assert_same_up_to_phase(unitary(back), unitary(circuit))
+    assert (back.n_inputs, back.n_weights) == (circuit.n_inputs, circuit.n_weights)
+    assert back.observables == circuit.observables
+
+
+def test_an_amplitude_encoding_is_no_quantum_circuit_with_parameters():
+    pytest.importorskip("qiskit")
+    with pytest.raises(ValueError, match=r"gate 0 \(Amplitude\)"):
+        encode("amplitude", 4).to_qiskit()
+
+
+def _composite():
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import ParameterVector
+    from qiskit.circuit.library import PauliEvolutionGate, RYGate, XGate
+    from qiskit.quantum_info import SparsePauliOp
+
+    x, t = ParameterVector("x", 2), ParameterVector("t", 12)
+    inner = QuantumCircuit(2, name="inner")
+    inner.rx(2 * x[1] - 0.5, 1)
+    inner.cx(1, 0)
+    middle = QuantumCircuit(3, name="middle")
+    middle.append(inner.to_instruction(), [2, 0])
+    middle.append(RYGate(t[11] / 2).control(1), [1, 2])
+    qc = QuantumCircuit(3, 3, global_phase=0.3)
+    qc.append(middle.to_instruction(), [1, 2, 0])
+    qc.append(XGate().control(2, ctrl_state=1), [0, 2, 1])
+    qc.cu(x[0], t[3], 0.1, -t[4], 2, 0)
+    qc.r(t[0], 0.7, 1)
+    qc.append(PauliEvolutionGate(SparsePauliOp(["ZZI", "XXY"]), time=t[5]), [0, 1, 2])
+    qc.unitary(np.eye(4)[[0, 1, 3, 2]], [0, 2])
+    qc.mcp(0.4, [0, 1], 2)
+    qc.barrier()
+    qc.id(0)
+    return qc
+
+
+def _qiskit_library():
+    library = pytest.importorskip("qiskit.circuit.library")
+    from qiskit.quantum_info import SparsePauliOp
+
+    return {
+        "RealAmplitudes": library.real_amplitudes(3, reps=2),
+        "EfficientSU2": library.efficient_su2(3, su2_gates=["rx", "y", "rz"], entanglement="circular", reps=1),
+        "ExcitationPreserving": library.excitation_preserving(3, reps=1),
+        "PauliTwoDesign": library.pauli_two_design(3, reps=2, seed=1),
+        "n_local": library.n_local(3, ["rx", "u"], "ecr", reps=1),
+        "z_feature_map and real_amplitudes": library.z_feature_map(3).compose(library.real_amplitudes(3, reps=1)),
+        "qaoa": library.qaoa_ansatz(SparsePauliOp(["ZZI", "IZZ"]), reps=2),
+        "iqp": library.iqp(np.array([[1.0, 2.0], [2.0, 0.5]])),
+        "QFT": library.QFTGate(3).definition,
+        "composite": _composite(),
+    }
+
+
+QISKIT_LIBRARY = [
+    "RealAmplitudes",
+    "EfficientSU2",
+    "ExcitationPreserving",
+    "PauliTwoDesign",
+    "n_local",
+    "z_feature_map and real_amplitudes",
+    "qaoa",
+    "iqp",
+    "QFT",
+    "composite",
+]
+
+
+# Qiskit's own exponential of a sum of Pauli strings warns of its own matrices.
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
+@pytest.mark.parametrize("name", QISKIT_LIBRARY)
+def test_qiskits_library_and_composite_instructions_are_read(name):
+    qc = _qiskit_library()[name]
+    circuit = from_qiskit(qc)
+    inputs = [p for p in qc.parameters if p.vector.name == "x"]
+    weights = [p for p in qc.parameters if p.vector.name != "x"]
+    vectors = {p.vector.name for p in weights}
+    places = {p: p.index if len(vectors) == 1 else k for k, p in enumerate(weights)}
+    values = {p: X[p.index] for p in inputs} | {p: W[places[p]] for p in weights}
+    assert_same_up_to_phase(unitary(circuit), qiskit_unitary(qc, values))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_old_classes_of_qiskits_library_are_read():
+    library = pytest.importorskip("qiskit.circuit.library")
+    assert from_qiskit(library.RealAmplitudes(3, reps=1)) == from_qiskit(library.real_amplitudes(3, reps=1))
+
+
+def test_roles_of_qiskit_parameters():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import Parameter, ParameterVector
+
+    a, b, x1 = Parameter("a"), Parameter("b"), Parameter("x_1")
+    vector = ParameterVector("v", 4)
+    qc = QuantumCircuit(1)
+    for parameter in (b, a, x1, vector[3]):
+        qc.rx(parameter, 0)
+
+    def sources(circuit):
+        return [(gate.angles[0].source[0], gate.angles[0].index) for gate in circuit.gates]
+
+    # By name: x_1 is a feature, the others are weights in the order of qc.parameters: a, b, v[3].
+    assert sources(from_qiskit(qc)) == [("w", 1), ("w", 0), ("i", 0), ("w", 2)]
+    assert sources(from_qiskit(qc, inputs=[b, vector])) == [("i", 0), ("w", 0), ("w", 1), ("i", 4)]
+    assert sources(from_qiskit(qc, weights=vector)) == [("i", 1), ("i", 0), ("i", 2), ("w", 3)]
+    assert sources(from_qiskit(qc, [x1, a], [b, vector])) == [("w", 0), ("i", 1), ("i", 0), ("w", 4)]
+    # Where a vector is split between the two, what is left of it is numbered anew.
+    halves = QuantumCircuit(1)
+    for parameter in vector:
+        halves.rx(parameter, 0)
+    assert sources(from_qiskit(halves, inputs=vector[:2])) == [("i", 0), ("i", 1), ("w", 0), ("w", 1)]
+    with pytest.raises(ValueError, match="Parameters b, x_1 are neither in inputs nor in weights"):
+        from_qiskit(qc, [a], vector)
+    with pytest.raises(ValueError, match="'a' is listed twice"):
+        from_qiskit(qc, a, [a, b, x1, vector])
+    with pytest.raises(ValueError, match="'a' is no Parameter"):
+        from_qiskit(qc, "a")
+
+
+def test_observables_of_qiskit_are_turned_around_once():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+    from qiskit.quantum_info import Pauli, SparsePauliOp
+
+    qc = QuantumCircuit(3)
+    qc.h(0)
+    assert from_qiskit(qc).observables == ("ZII", "IZI", "IIZ")
+    assert from_qiskit(qc, observables="XYI").observables == ("XYI",)
+    assert from_qiskit(qc, observables=SparsePauliOp(["XYI", "IIZ"])).observables == ("IYX", "ZII")
+    assert from_qiskit(qc, observables=["XII", Pauli("XII")]).observables == ("XII", "IIX")
+    with pytest.raises(ValueError, match="coefficient"):
+        from_qiskit(qc, observables=SparsePauliOp(["ZII"], [0.5]))
+    with pytest.raises(ValueError, match="observable is a int"):
+        from_qiskit(qc, observables=[3])
+
+
+def qiskit_error(act):
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import Parameter
+
+    qc = QuantumCircuit(2, 2)
+    qc.h(0)
+    act(qc, Parameter("a"), Parameter("b"))
+    with pytest.raises(ValueError) as error:
+        from_qiskit(qc)
+    return str(error.value)
+
+
+def _nested(qc, a, b):
+    inner = type(qc)(2, name="inner")
+    inner.cx(0, 1)
+    inner.rx(a * a, 0)
+    qc.append(inner.to_gate(), [0, 1])
+
+
+def _conditional(qc, a, b):
+    qc.measure(1, 0)
+    with qc.if_test((qc.clbits[0], 1)):
+        qc.x(1)
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda qc, a, b: qc.rx(a + b, 0), "instruction 1 (rx) has an angle that cannot be read: a + b depends on"),
+        (lambda qc, a, b: qc.rx(a.sin(), 0), "sin(a) is not affine in a"),
+        (lambda qc, a, b: [qc.measure(0, 0), qc.x(0)], "instruction 2 (x) acts on a qubit after its measurement"),
+        (lambda qc, a, b: qc.reset(0), "instruction 1 (reset) resets a qubit in the middle"),
+        (_nested, "instruction 1 (inner), instruction 1 (rx) has an angle"),
+        (_conditional, "instruction 2 (if_else)"),
+    ],
+)
+def test_what_quantum_circuits_must_not_do_is_named(act, says):
+    pytest.importorskip("qiskit")
+    assert says in qiskit_error(act)
+
+
+def test_measurements_at_the_end_and_resets_at_the_start_change_nothing():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+
+    qc = QuantumCircuit(2)
+    qc.reset(0)
+    qc.h(0)
+    qc.measure_all()
+    assert from_qiskit(qc) == Circuit(2, (Gate("H", (0,)),), ("ZI", "IZ"))
