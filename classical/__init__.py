@@ -1,6 +1,8 @@
 """Conventional convolution made cheap. No qubits."""
 
+from classical.calibration import calibrate
 from classical.convert import quantize
+from classical.data_free import data_free_quantize
 from classical.factorized import FactorizedConv2d, factorize
 from classical.integer import IntegerConv2d, IntegerLinear, integer_twin
 from classical.layers import QuantizedConv2d, QuantizedLinear
@@ -16,6 +18,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "Quantizer",
+    "calibrate",
+    "data_free_quantize",
     "factorize",
     "integer_twin",
     "quantize",

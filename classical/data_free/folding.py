@@ -102,7 +102,8 @@ def record_moments(model: nn.Module, images: Tensor) -> tuple[fx.GraphModule, Re
     """Give the layers without a folded batch norm the output moments that they have on images.
 
     Some trained networks have no batch norm left. A few images, or none but noise with the spectrum of images
-    (`natural_noise`), then take the place of its statistics.
+    (`natural_noise`), then take the place of its statistics: well enough for ranges and corrected biases, not for
+    `absorb_biases`, since deviations on noise come out several times too small.
 
     Args:
         model: any module that torch.fx traces; it stays as it is.

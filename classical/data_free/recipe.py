@@ -45,7 +45,8 @@ def data_free_quantize(
         input_range: smallest and largest value of the network's input; each sample has its own range unless given.
         input_mean: mean of the network's input, or of each of its channels, for the first layer's correction.
         images: where layers have no batch norm: input from which to record their statistics, real or `natural_noise`,
-            (batch, channels, ...), normalized as the network expects.
+            (batch, channels, ...), normalized as the network expects. Biases are absorbed by batch-norm statistics
+            alone: on noise, deviations come out too small to say what a ReLU never cuts off.
         relu6: "clip", the same function; "relu", without bound; "keep", which leaves its channels unequalized.
         equalization, absorption, correction: whether to take these steps.
         sigmas: half the range of a normal tensor, in standard deviations.
@@ -61,9 +62,6 @@ def data_free_quantize(
     """
     weight = f"int{bits}{'_channel' if per_channel else ''}{'' if symmetric else '_affine'}"
     graph, report = fold_batch_norms(model)
-    if images is not None:
-        graph, step = record_moments(graph, images)
-        report += step
     if relu6 != "keep":
         graph, step = replace_relu6(graph, relu6)
         report += step
@@ -72,6 +70,9 @@ def data_free_quantize(
         report += step
     if absorption:
         graph, step = absorb_biases(graph)
+        report += step
+    if images is not None:
+        graph, step = record_moments(graph, images)
         report += step
     moments = propagate(graph, sigmas=sigmas, inputs=_inputs(graph, input_range, input_mean))
     quantized: nn.Module = quantize(graph, weight=weight, activation=f"int{bits}", skip=tuple(skip)).eval()

@@ -4,7 +4,8 @@ ResNet-20 (CIFAR-10) and MobileNetV2 (ImageNet) are quantized as published, and 
 multiplied by a random factor from 1/100 to 100, which leaves the float function as it is. Each row of the tables adds
 or leaves out a step; rows "calibrated" see 20 of the photos, without labels, all others see no image.
 
-MobileNetV2's publishers folded its batch norm, so statistics are recorded on noise with the spectrum of photographs.
+MobileNetV2's publishers folded its batch norm, so statistics are recorded on noise with the spectrum of photographs; it
+says too little about deviations to absorb biases by, and that row repeats the one before.
 Its 100 photos are most likely training images, and one of them is a point: only differences mean anything. ResNet-20 is
 tried on the CIFAR-10 test images; where they can neither be found nor fetched, on small crops of the photos, where the
 float network's own predictions take the place of labels: of all crops, and of those that it is 90 % sure of.
