@@ -30,7 +30,7 @@ def exact(terms: list[int], factors: list[float], offset: float) -> Fraction:
 factor = st.floats(2.0**-40, 16.0) | st.floats(-16.0, -(2.0**-40)) | st.just(0.0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(factor, st.integers(1, 2**24)), min_size=1, max_size=4),
     st.floats(-1e4, 1e4),

@@ -1,47 +1,45 @@
-"""Sums of products of signs as popcounts: 64 channels a word, one XOR and one popcount for 64 products.
+"""Sums as popcounts: 64 channels a word, an XOR, an AND and a popcount for 64 products.
 
-    sum of w x over n signs = n - 2 popcount(bits of w XOR bits of x)
+Inputs of few bits are a + d (b_0 + 2 b_1 + 4 b_2 ...), signs for instance -1 + 2 b_0. With n set where weights are -1
+and m where they are -1 or 1,
+    sum of w x = a sum of w + d sum over k of 2^k (popcount((b_k XOR n) AND m) - popcount(n)).
+The AND is left out where no weight is 0.
 
-A padded zero is no sign. Its bits read as -1, and what that took away is given back: it is the same for every image.
+Padding holds the code of 0, which is no sign. It is read as the lowest code, and what that took away is given back: it
+is the same for every image.
 
-Source: Rastegari et al., arXiv:1603.05279, section 3.2; Hubara et al., arXiv:1602.02830, section 1.4.
+Source: Rastegari et al., arXiv:1603.05279, section 3.2, for signs; Zhou et al., arXiv:1606.06160, equation 3, for bits.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classical.integer.planes import Indices, Layout, layout, over_tiles, pad, phases, tap_places, unpadded
-from classical.integer.sums import InputCode, Sums, load_kernels
+from classical.integer.planes import Indices, Layout, PlaneSums, group_offsets, over_tiles
+from classical.integer.sums import InputCode, load_kernels
 from classical.layers import Axis, Geometry
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What depends on the shape of a batch alone."""
-
-    shape: torch.Size
-    layout: Layout
-    tiles: Indices
-    offsets: Indices
-    base: NDArray[np.int32]
+_ADDITIONS = 14  # of 8-bit codes that take the time of 64 products of bits
 
 
-class BitSums(Sums):
-    """Sums of signs times signs; reads codes -1 and 1, or real numbers of which only the sign is read.
+class BitSums(PlaneSums):
+    """Sums of weights -1, 0 and 1 times inputs of few bits, of which signs also are read from real numbers.
 
     Args:
-        weight, geometry, code, constant, shift: as for Sums; one term.
-        threads: tiles of the batch run in so many threads.
+        weight, geometry, code, constant, shift, threads: as for PlaneSums.
 
     Attributes:
-        words: (outputs, words * taps), 64 signs a word (int64); for a group of inputs, word after word, tap after tap.
+        signs: whether inputs are -1 and 1.
+        bits: of an input.
+        words: (terms, outputs, words), 64 bits a word (int64), set for -1; word after word of a group's channels, tap
+            after tap.
+        masks: (terms, outputs, words), set for -1 and 1; without outputs if no weight is 0.
     """
 
+    tile = 1024  # their words and sums fit in the nearest cache
     words: Tensor
+    masks: Tensor
 
     def __init__(
         self,
@@ -52,86 +50,105 @@ class BitSums(Sums):
         shift: int = 0,
         threads: int = 1,
     ) -> None:
-        super().__init__(weight, geometry, code, constant, shift)
-        load_kernels("numba")
-        self.threads = threads
-        self._plan: _Plan | None = None
-        bits = (weight[0] > 0).flatten(2).numpy()
-        bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 64), (0, 0)))
-        bits = bits.reshape(len(bits), -1, 64, bits.shape[-1]).astype(np.uint64)
-        words = np.bitwise_or.reduce(bits << np.arange(64, dtype=np.uint64)[:, None], 2)
-        self.register_buffer("words", torch.from_numpy(words.reshape(len(bits), -1).view(np.int64)))
+        super().__init__(weight, geometry, code, constant, shift, threads)
+        self.signs = (code.low, code.step, code.high) == (-1, 2, 1)
+        self.bits = code.bits
+        self.register_buffer("words", _packed(weight < 0))
+        self.register_buffer("masks", _packed(weight != 0) if (weight == 0).any() else self.words[:, :0])
+
+    @staticmethod
+    def pays(weight: Tensor, code: InputCode) -> bool:
+        """Whether popcounts are faster than additions for weights of -1, 0 and 1: few bits, few zeros."""
+        terms, outputs, inputs = weight.shape[:3]
+        words = terms * outputs * weight[0, 0, 0].numel() * -(-inputs // 64)
+        signs = code.step == 2 and code.bits == 1
+        return (
+            (signs or code.step == 1)
+            and code.bits <= 4
+            and code.bits * words * _ADDITIONS <= 64 * int((weight != 0).sum())
+        )
 
     def accumulate(self, codes: Tensor) -> Tensor:
-        """(images, channels, height, width) codes or reals to (1, images, outputs, height', width') accumulators."""
-        ones = torch.ones_like(self.constant[0])
-        return self._run(codes, ones, torch.zeros_like(ones))[None]
+        """(images, channels, height, width) codes to (terms, images, outputs, height', width') accumulators."""
+        ones = torch.ones_like(self.constant)
+        return torch.stack(self._run(codes, ones)) if len(ones) > 1 else self._run(codes, ones)[0][None]
 
     def scaled(self, codes: Tensor, factors: Tensor, offset: Tensor) -> Tensor:
-        """Codes or reals to real numbers: see Sums."""
-        return self._run(codes, factors[0], offset)
+        """Codes, or reals where signs are read, to real numbers: see Sums."""
+        first, *rest = self._run(codes, factors, offset)
+        for term in rest:
+            first += term
+        return first
 
-    def _run(self, codes: Tensor, factors: Tensor, offset: Tensor) -> Tensor:
+    def _run(self, codes: Tensor, factors: Tensor, offset: Tensor | None = None) -> list[Tensor]:
+        """The sums of each term times its factors; the offset is added to the first."""
         kernels = load_kernels("numba")
-        geometry = self.geometry
-        if geometry.padding_mode != "zeros":
-            codes, geometry = pad(codes, geometry, 0), unpadded(geometry)
-        plan = self._prepared(geometry, codes.shape)
+        codes, plan = self.plan(codes)
         layout = plan.layout
         readable = codes.float() if codes.dtype in (torch.float16, torch.bfloat16) else codes
-        count = plan.offsets.size // (geometry.rows.kernel * geometry.columns.kernel)  # words of a pixel
-        words = np.empty((layout.images, count, *codes.shape[2:]), np.uint64)
-        images = readable.detach().contiguous().flatten(2).numpy()
-        kernels.pack(images, geometry.groups, words.reshape(layout.images, count, images.shape[2]))
-        planes = np.zeros((count * phases(geometry), layout.size), np.uint64)
-        kernels.place(
-            words, geometry.rows.before, geometry.columns.before, planes.reshape(layout.shape(count, geometry))
-        )
-        out = torch.empty((layout.images, len(offset), layout.height, layout.width), dtype=factors.dtype)
+        images = readable.detach().flatten(2).numpy()
+        words = np.empty((self.bits, len(images), self._words(), images.shape[2]), np.uint64)
+        low = 0 if self.signs else self.code.low + (self.bits == 1)
+        kernels.pack(images, self.geometry.groups, low, self.bits, words)
+        shape = (*words.shape[1:3], *codes.shape[2:])
+        planes = np.stack([self.planes(word.reshape(shape), plan, 0).reshape(-1) for word in words])
+        nothing = torch.zeros_like(factors[0])
+        found: list[Tensor] = []
+        for term, factor in enumerate(factors):
+            out = torch.empty((layout.images, len(factor), layout.height, layout.width), dtype=factor.dtype)
+            extra = nothing if term or offset is None else offset
 
-        def part(tiles: Indices) -> None:
-            kernels.disagreements(
-                planes.reshape(-1),
-                layout.rows,
-                layout.columns,
-                tiles,
-                plan.offsets,
-                self.words.numpy().view(np.uint64),
-                self.shift,
-                plan.base,
-                factors.numpy(),
-                offset.numpy(),
-                out.numpy(),
-            )
+            def part(tiles: Indices, term: int = term, factor: Tensor = factor, extra: Tensor = extra) -> None:
+                kernels.agreements(
+                    planes,
+                    layout.rows,
+                    layout.columns,
+                    tiles,
+                    plan.offsets,
+                    self.words[term].numpy().view(np.uint64),
+                    self.masks[term].numpy().view(np.uint64),
+                    self.shift + (self.code.step == 2),
+                    plan.base[term],
+                    factor.numpy(),
+                    extra.numpy(),
+                    found[-1].numpy(),
+                )
 
-        over_tiles(part, plan.tiles, self.threads)
-        return out
+            found.append(out)
+            over_tiles(part, plan.tiles, self.threads)
+        return found
 
-    def _prepared(self, geometry: Geometry, shape: torch.Size) -> _Plan:
-        plan = self._plan
-        if plan is None or plan.shape != shape:
-            found = layout(geometry, shape)
-            phase, down, right = tap_places(geometry)
-            count = geometry.groups * self.words.shape[1] // len(phase)
-            word = np.arange(count).reshape(geometry.groups, -1, 1)
-            offsets = (word * phases(geometry) + phase) * found.size + down * found.columns + right
-            tiles = found.tiles()
-            base = self._base(geometry, found, shape, found.longest(tiles))
-            plan = _Plan(shape, found, tiles, offsets.reshape(geometry.groups, -1), base)
-            self._plan = plan
-        return plan
+    def _words(self) -> int:
+        """Words of a pixel."""
+        return self.geometry.groups * self.words.shape[2] // self.weight[0, 0, 0].numel()
 
-    def _base(self, geometry: Geometry, layout: Layout, shape: torch.Size, longest: int) -> NDArray[np.int32]:
-        """What accumulators are where no bit differs: (outputs, positions of an image, or of a tile of several)."""
+    def offsets(self, geometry: Geometry, layout: Layout) -> Indices:
+        """(groups, words): where the runs of a group begin."""
+        return group_offsets(geometry, layout, self._words())
+
+    def base(self, geometry: Geometry, layout: Layout, shape: torch.Size, longest: int) -> NDArray[np.int32]:
+        """What accumulators are where no bit agrees: (terms, outputs, positions of an image, or of a larger tile)."""
         rows = _inside(geometry.rows, layout.height, shape[2])
         columns = _inside(geometry.columns, layout.width, shape[3])
-        weight = self.weight[0].sum(1, dtype=torch.int32).numpy()  # over channels
-        seen = rows @ (weight @ columns.T)  # (outputs, height, width): the sum of the weights that see no padding
-        products = self.weight[0, 0].numel()
-        image = np.zeros((len(weight), layout.rows, layout.columns), np.int32)
-        image[:, : layout.height, : layout.width] = products + weight.sum((1, 2), dtype=np.int32)[:, None, None] - seen
-        image = (image << self.shift) + self.constant[0].numpy()[:, None, None]
-        return np.tile(image.reshape(len(weight), -1), (1, -(-longest // (layout.rows * layout.columns))))
+        weight = self.weight.sum(2, dtype=torch.int32).numpy()  # over channels
+        seen = rows @ (weight @ columns.T)  # (terms, outputs, height, width): the weights that see no padding
+        total = weight.sum((2, 3), dtype=np.int32)[..., None, None]
+        negative = (self.weight < 0).flatten(2).sum(-1, dtype=torch.int32).numpy()[..., None, None]
+        code = self.code
+        padded = code.zero * (total - seen) + code.low * seen
+        image = np.zeros((*weight.shape[:2], layout.rows, layout.columns), np.int32)
+        image[..., : layout.height, : layout.width] = padded - code.step * (2**self.bits - 1) * negative
+        image = (image << self.shift) + self.constant.numpy()[..., None, None]
+        return np.tile(image.reshape(*weight.shape[:2], -1), (1, 1, -(-longest // (layout.rows * layout.columns))))
+
+
+def _packed(bits: Tensor) -> Tensor:
+    """(terms, outputs, channels, height, width) bools to (terms, outputs, words * taps) int64, 64 channels a word."""
+    found = bits.flatten(3).numpy()
+    found = np.pad(found, ((0, 0), (0, 0), (0, -found.shape[2] % 64), (0, 0)))
+    found = found.reshape(*found.shape[:2], -1, 64, found.shape[3]).astype(np.uint64)
+    words = np.bitwise_or.reduce(found << np.arange(64, dtype=np.uint64)[:, None], 3)
+    return torch.from_numpy(words.reshape(*words.shape[:2], -1).view(np.int64))
 
 
 def _inside(axis: Axis, outputs: int, size: int) -> NDArray[np.int32]:

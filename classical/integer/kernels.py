@@ -68,27 +68,35 @@ def _place(x: Array, top: int, left: int, planes: Array) -> None:
                             run[j] = x[b, c, i, first + j * right]
 
 
-def _pack(x: Array, groups: int, words: Array) -> None:
-    """Set bit c of a word where channel c is at least 0.
+def _pack(x: Array, groups: int, low: int, bits: int, words: Array) -> None:
+    """Set bit c of a word if a bit of channel c's code is set; for one bit, if the channel is above its lowest code.
 
     Args:
-        x: (images, channels, pixels), reals or codes.
+        x: (images, channels, pixels): codes, or reals for one bit.
         groups: each begins with a new word.
-        words: (images, words of all groups, pixels), uint64.
+        low: the lowest code; for one bit, what the other is at least.
+        bits: of a code.
+        words: (bits, images, words of all groups, pixels), uint64.
     """
     images, channels, pixels = x.shape
     each = channels // groups
-    per_group = words.shape[1] // groups
-    for b in range(images):
-        for k in range(words.shape[1]):
-            word = words[b, k]
-            word[:] = 0
-            start = k // per_group * each + 64 * (k % per_group)
-            for c in range(start, min(start + 64, (k // per_group + 1) * each)):
-                values = x[b, c]
-                bit = np.uint64(c - start)
-                for j in range(pixels):
-                    word[j] |= np.uint64(values[j] >= 0) << bit
+    per_group = words.shape[2] // groups
+    one = np.uint64(1)
+    for bit in range(bits):
+        for b in range(images):
+            for k in range(words.shape[2]):
+                word = words[bit, b, k]
+                word[:] = 0
+                start = k // per_group * each + 64 * (k % per_group)
+                for c in range(start, min(start + 64, (k // per_group + 1) * each)):
+                    values = x[b, c]
+                    at = np.uint64(c - start)
+                    if bits == 1:
+                        for j in range(pixels):
+                            word[j] |= np.uint64(values[j] >= low) << at
+                    else:
+                        for j in range(pixels):
+                            word[j] |= ((np.uint64(values[j] - low) >> np.uint64(bit)) & one) << at
 
 
 def _reduce(
@@ -175,46 +183,98 @@ def _reduce(
                             copy(out[min(term, kept - 1), row // rows, o, i], result[(row - first) * columns :], width)
 
 
-def _disagreements(
+def _agree(tile: Array, at: Array, v: Array, w: Array, sums: Array) -> None:
+    """Add popcounts of v XOR the runs to the lower halves of sums, and those of w XOR the runs to the upper halves."""
+    high = np.uint64(32)
+    s = 0
+    while s + WORDS <= len(at):
+        a, av, aw = tile[at[s] :], v[s], w[s]
+        b, bv, bw = tile[at[s + 1] :], v[s + 1], w[s + 1]
+        c, cv, cw = tile[at[s + 2] :], v[s + 2], w[s + 2]
+        d, dv, dw = tile[at[s + 3] :], v[s + 3], w[s + 3]
+        e, ev, ew = tile[at[s + 4] :], v[s + 4], w[s + 4]
+        f, fv, fw = tile[at[s + 5] :], v[s + 5], w[s + 5]
+        for j in range(len(sums)):
+            one = popcount(a[j] ^ av) + popcount(b[j] ^ bv) + popcount(c[j] ^ cv)
+            one += popcount(d[j] ^ dv) + popcount(e[j] ^ ev) + popcount(f[j] ^ fv)
+            two = popcount(a[j] ^ aw) + popcount(b[j] ^ bw) + popcount(c[j] ^ cw)
+            two += popcount(d[j] ^ dw) + popcount(e[j] ^ ew) + popcount(f[j] ^ fw)
+            sums[j] += one + (two << high)
+        s += WORDS
+    while s < len(at):
+        a, av, aw = tile[at[s] :], v[s], w[s]
+        for j in range(len(sums)):
+            sums[j] += popcount(a[j] ^ av) + (popcount(a[j] ^ aw) << high)
+        s += 1
+
+
+def _agree_masked(tile: Array, at: Array, v: Array, w: Array, p: Array, q: Array, sums: Array) -> None:
+    """The same of the bits that p and q, of the lower and of the upper halves, leave."""
+    high = np.uint64(32)
+    s = 0
+    while s + WORDS <= len(at):
+        a, av, aw, ap, aq = tile[at[s] :], v[s], w[s], p[s], q[s]
+        b, bv, bw, bp, bq = tile[at[s + 1] :], v[s + 1], w[s + 1], p[s + 1], q[s + 1]
+        c, cv, cw, cp, cq = tile[at[s + 2] :], v[s + 2], w[s + 2], p[s + 2], q[s + 2]
+        d, dv, dw, dp, dq = tile[at[s + 3] :], v[s + 3], w[s + 3], p[s + 3], q[s + 3]
+        e, ev, ew, ep, eq = tile[at[s + 4] :], v[s + 4], w[s + 4], p[s + 4], q[s + 4]
+        f, fv, fw, fp, fq = tile[at[s + 5] :], v[s + 5], w[s + 5], p[s + 5], q[s + 5]
+        for j in range(len(sums)):
+            one = popcount((a[j] ^ av) & ap) + popcount((b[j] ^ bv) & bp) + popcount((c[j] ^ cv) & cp)
+            one += popcount((d[j] ^ dv) & dp) + popcount((e[j] ^ ev) & ep) + popcount((f[j] ^ fv) & fp)
+            two = popcount((a[j] ^ aw) & aq) + popcount((b[j] ^ bw) & bq) + popcount((c[j] ^ cw) & cq)
+            two += popcount((d[j] ^ dw) & dq) + popcount((e[j] ^ ew) & eq) + popcount((f[j] ^ fw) & fq)
+            sums[j] += one + (two << high)
+        s += WORDS
+    while s < len(at):
+        a, av, aw, ap, aq = tile[at[s] :], v[s], w[s], p[s], q[s]
+        for j in range(len(sums)):
+            sums[j] += popcount((a[j] ^ av) & ap) + (popcount((a[j] ^ aw) & aq) << high)
+        s += 1
+
+
+def _agreements(
     planes: Array,
     rows: int,
     columns: int,
     tiles: Array,
     offsets: Array,
     weights: Array,
+    masks: Array,
     shift: int,
     base: Array,
     factors: Array,
     offset: Array,
     out: Array,
 ) -> None:
-    """Sums of products of signs: base less twice the number of bits that differ, times 2^shift.
+    """Sums of products of bits and signs: base plus 2^shift times the weighted number of bits that agree.
 
-    What is stored is the sum times a factor, plus an offset.
+    Bit k of the inputs counts 2^k times. What is stored is the sum times a factor, plus an offset.
 
     Args:
-        planes: flat, uint64.
+        planes: (bits, positions of all planes), uint64.
         rows, columns: of one image in a plane.
         tiles: (tiles, 2): first row, counted through all images, and number of rows.
         offsets: (groups, words): where the runs begin.
-        weights: (outputs, words), uint64.
+        weights: (outputs, words), uint64: what a bit is compared with, negated.
+        masks: (outputs, words), uint64: which bits count; of no outputs if all do.
         shift: at least 0.
-        base: (outputs, positions), int32: where no bit differs, from the first row of an image to the end of any tile.
+        base: (outputs, positions), int32: where no bit agrees, from the first row of an image to the end of any tile.
         factors, offset: (outputs,), of the result's type.
         out: (images, outputs, height, width), int32 or real.
     """
     _, outputs, height, width = out.shape
-    groups, words = offsets.shape
+    groups = len(offsets)
     each = outputs // groups
+    masked = len(masks) > 0
     longest = 0
     for k in range(len(tiles)):
         longest = max(longest, (tiles[k, 1] - 1) * columns + width)
     scratch, stored = np.empty(longest, np.uint64), np.empty(longest, out.dtype)
-    low, high, twice = np.uint64(2**32 - 1), np.uint64(32), shift + 1
+    low, high = np.uint64(2**32 - 1), np.uint64(32)
     for k in range(len(tiles)):
         first, count = tiles[k]
         n = (count - 1) * columns + width
-        tile = planes[first * columns :]
         sums, result = scratch[:n], stored[:n]
         for group in range(groups):
             at = offsets[group]
@@ -222,37 +282,27 @@ def _disagreements(
             for o in range(group * each, stop, 2):
                 # Two outputs at a time, one in the lower halves of the sums: every input is loaded once for both.
                 other = min(o + 1, stop - 1)
-                v, w = weights[o], weights[other]
                 sums[:] = 0
-                s = 0
-                while s + WORDS <= words:
-                    a, av, aw = tile[at[s] :], v[s], w[s]
-                    b, bv, bw = tile[at[s + 1] :], v[s + 1], w[s + 1]
-                    c, cv, cw = tile[at[s + 2] :], v[s + 2], w[s + 2]
-                    d, dv, dw = tile[at[s + 3] :], v[s + 3], w[s + 3]
-                    e, ev, ew = tile[at[s + 4] :], v[s + 4], w[s + 4]
-                    f, fv, fw = tile[at[s + 5] :], v[s + 5], w[s + 5]
+                for bit in range(len(planes) - 1, -1, -1):
                     for j in range(n):
-                        one = popcount(a[j] ^ av) + popcount(b[j] ^ bv) + popcount(c[j] ^ cv)
-                        one += popcount(d[j] ^ dv) + popcount(e[j] ^ ev) + popcount(f[j] ^ fv)
-                        two = popcount(a[j] ^ aw) + popcount(b[j] ^ bw) + popcount(c[j] ^ cw)
-                        two += popcount(d[j] ^ dw) + popcount(e[j] ^ ew) + popcount(f[j] ^ fw)
-                        sums[j] += one + (two << high)
-                    s += WORDS
-                while s < words:
-                    a, av, aw = tile[at[s] :], v[s], w[s]
-                    for j in range(n):
-                        sums[j] += popcount(a[j] ^ av) + (popcount(a[j] ^ aw) << high)
-                    s += 1
+                        sums[j] += sums[j]  # what was counted for a higher bit counts twice
+                    tile = planes[bit, first * columns :]
+                    if masked:
+                        agree_masked(tile, at, weights[o], weights[other], masks[o], masks[other], sums)
+                    else:
+                        agree(tile, at, weights[o], weights[other], sums)
                 for output in range(o, other + 1):
                     same = base[output, first % rows * columns :]
                     factor, extra = factors[output], offset[output]
                     if output == o:
                         for j in range(n):
-                            result[j] = factor * np.int32(same[j] - (np.int64(sums[j] & low) << twice)) + extra
+                            # Stored first: numba multiplies int32 and float32 in float64.
+                            result[j] = np.int32(same[j] + (np.int64(sums[j] & low) << shift))
+                            result[j] = factor * result[j] + extra
                     else:
                         for j in range(n):
-                            result[j] = factor * np.int32(same[j] - (np.int64(sums[j] >> high) << twice)) + extra
+                            result[j] = np.int32(same[j] + (np.int64(sums[j] >> high) << shift))
+                            result[j] = factor * result[j] + extra
                     for row in range(first, first + count):
                         i = row % rows
                         if i < height:
@@ -363,7 +413,9 @@ def _rescale_rows(terms: Any, multiplier: Array, offset: Array, shift: Array, lo
 place: Any = _compiled(_place)
 pack: Any = _compiled(_pack)
 reduce: Any = _compiled(_reduce)
-disagreements: Any = _compiled(_disagreements)
+agree: Any = _compiled(_agree)
+agree_masked: Any = _compiled(_agree_masked)
+agreements: Any = _compiled(_agreements)
 weigh: Any = _compiled(_weigh)
 rescale_planes: Any = _compiled(_rescale_planes)
 rescale_rows: Any = _compiled(_rescale_rows)

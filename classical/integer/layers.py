@@ -5,7 +5,7 @@
 with codes q, the input's zero point Z_x and scale = S_w S_x 2^-f. Jacob et al. have f = 0; here the spare bits of the
 accumulator hold f fraction bits of the bias, because a step S_w S_x of 1 (two signs) would round a bias away.
 The sums depend on the formats: multiplications; additions and subtractions where weights are -1, 0 and 1 or have few
-uneven levels; popcounts of XOR for two signs.
+uneven levels; popcounts where inputs have few bits, too.
 """
 
 import copy
@@ -112,7 +112,8 @@ class IntegerLayer(nn.Module):
         require_real(x)
         if x.dim() < self._batched_dim():
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        codes = x if isinstance(self.sums, BitSums) else self.encode(x)  # bits are taken from real numbers directly
+        direct = isinstance(self.sums, BitSums) and self.sums.signs
+        codes = x if direct else self.encode(x)  # signs are read from real numbers directly
         dtype = torch.promote_types(x.dtype, torch.float32)
         factors, bias = self.scale.view(len(self.sums.weight), -1).to(dtype), self.real_bias.to(dtype)
         if not self.activation.patch_scale:
@@ -296,7 +297,9 @@ def layer_sums(
     kernels: Kernels = "auto",
     threads: int = 1,
 ) -> Sums:
-    """How a layer's products are added up: bits for two signs, additions for -1, 0 and 1, else multiplications.
+    """How a layer's products are added up.
+
+    Weights of -1, 0 and 1 meet inputs of few bits as popcounts, others as additions; the rest is multiplied.
 
     Args:
         layer: with a calibrated input quantizer.
@@ -312,7 +315,7 @@ def layer_sums(
         geometry = Geometry(layer.in_features, layer.out_features, 1, pixel, pixel, "zeros")
     weight, constant = weight.cpu(), constant.cpu()
     if weight.abs().max() <= 1 and load_kernels(kernels) is not None:
-        if (code.low, code.step, code.high) == (-1, 2, 1) and len(weight) == 1 and weight.all():
+        if BitSums.pays(weight, code):
             return BitSums(weight, geometry, code, constant, shift, threads)
         if len(weight) > 1 or not weight.all():
             return LevelSums(weight, geometry, code, constant, shift, threads)

@@ -8,14 +8,12 @@ sum, in which one of them is subtracted.
 Source: Zhu et al., arXiv:1612.01064 (trained ternary weights); Schindler et al., arXiv:1911.13161 (N-ary, sparse sums).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from classical.integer.planes import Indices, Layout, layout, over_tiles, pad, phases, tap_places, unpadded
-from classical.integer.sums import InputCode, Sums, load_kernels
+from classical.integer.planes import Indices, Layout, PlaneSums, over_tiles, phases, tap_places
+from classical.integer.sums import InputCode, load_kernels
 from classical.layers import Geometry
 from classical.quantizers import Codebook
 
@@ -49,24 +47,13 @@ def level_terms(book: Codebook) -> tuple[Tensor, Tensor]:
     return torch.stack(terms), torch.stack(factors)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What depends on the shape of a batch alone."""
-
-    shape: torch.Size
-    layout: Layout
-    tiles: Indices
-    offsets: Indices
-
-
-class LevelSums(Sums):
+class LevelSums(PlaneSums):
     """Sums of weights -1, 0 and 1 by additions alone, over lists of the inputs that each output adds or subtracts.
 
     8-bit codes add up in 16 bits, whose sum is moved to 32 before it could overflow: 256 codes of at most 255 fit.
 
     Args:
-        weight, geometry, code, constant, shift: as for Sums.
-        threads: tiles of the batch run in so many threads.
+        weight, geometry, code, constant, shift, threads: as for PlaneSums.
 
     Attributes:
         runs: (3, addends): plane, rows down and columns right of all that is added, list after list.
@@ -76,6 +63,7 @@ class LevelSums(Sums):
         start: (terms, outputs): the constant, corrected for how codes are stored.
     """
 
+    tile = 4096  # long loops, whose partial sums of 16 bits still fit in the nearest cache
     runs: Tensor
     starts: Tensor
     lists: Tensor
@@ -91,16 +79,14 @@ class LevelSums(Sums):
         shift: int = 0,
         threads: int = 1,
     ) -> None:
-        super().__init__(weight, geometry, code, constant, shift)
-        self.threads = threads
-        self._plan: _Plan | None = None
+        super().__init__(weight, geometry, code, constant, shift, threads)
         self.narrow = code.dtype == torch.int8
         kernels = load_kernels("numba")
         terms, outputs, inputs = weight.shape[:3]
-        self.planes = geometry.in_channels * phases(geometry)
+        spare = geometry.in_channels * phases(geometry)  # the plane behind all others holds zeros: it fills lists up
         phase, down, right = tap_places(geometry)
         signs = [(term, sign) for term in range(terms) for sign in (1, -1) if (weight[term] == sign).any()]
-        zeros = np.array([[self.planes], [0], [0]])  # the last plane holds zeros: it fills lists up
+        zeros = np.array([[spare], [0], [0]])
         found = weight.flatten(3).numpy()
         lists = [np.zeros((3, 0), np.int64)]
         for o in range(outputs):
@@ -134,17 +120,11 @@ class LevelSums(Sums):
 
     def _run(self, codes: Tensor, kept: int, factors: Tensor, offset: Tensor) -> Tensor:
         kernels = load_kernels("numba")
-        geometry = self.geometry
-        if geometry.padding_mode != "zeros":
-            codes, geometry = pad(codes, geometry, 0), unpadded(geometry)
-        plan = self._prepared(geometry, codes.shape)
+        codes, plan = self.plan(codes)
         layout = plan.layout
-        codes = codes.contiguous()
         pixels = codes.numpy().view(np.uint8) ^ np.uint8(self.rise) if self.narrow else codes.int().numpy()
-        planes = np.full((self.planes + 1, layout.size), self.code.zero + self.rise, pixels.dtype)
-        planes[-1] = 0
-        places = planes[:-1].reshape(layout.shape(geometry.in_channels, geometry))
-        kernels.place(pixels, geometry.rows.before, geometry.columns.before, places)
+        planes = self.planes(pixels, plan, self.code.zero + self.rise)
+        planes = np.concatenate((planes, np.zeros_like(planes[:1])))
         shape = (kept, layout.images, len(offset), layout.height, layout.width)
         out = torch.empty(shape, dtype=factors.dtype)
 
@@ -170,11 +150,8 @@ class LevelSums(Sums):
         over_tiles(part, plan.tiles, self.threads)
         return out
 
-    def _prepared(self, geometry: Geometry, shape: torch.Size) -> _Plan:
-        plan = self._plan
-        if plan is None or plan.shape != shape:
-            found = layout(geometry, shape)
-            channel, down, right = self.runs.numpy()
-            offsets = channel * found.size + down * found.columns + right
-            self._plan = plan = _Plan(shape, found, found.tiles(), offsets)
-        return plan
+    def offsets(self, geometry: Geometry, layout: Layout) -> Indices:
+        """(addends,): where the runs begin."""
+        channel, down, right = self.runs
+        found: Indices = (channel * layout.size + down * layout.columns + right).numpy()
+        return found

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from classical.integer.sums import InputCode, Sums, load_kernels
 from classical.layers import Geometry
-
-_TILE = 1024  # positions: long loops, whose partial sums stay in the nearest cache
 
 Indices = NDArray[np.int64]
 
@@ -46,15 +46,19 @@ class Layout:
         """(channels, stride, stride, images, rows, columns): the planes of so many channels."""
         return (channels, geometry.rows.stride, geometry.columns.stride, self.images, self.rows, self.columns)
 
-    def tiles(self) -> Indices:
-        """(tiles, 2): first row, counted through all images, and number of rows of each; small images share one."""
-        together = max(1, _TILE // (self.rows * self.columns))
+    def tiles(self, positions: int) -> Indices:
+        """Parts of all rows, of about so many positions: whole images, or rows of one.
+
+        Returns:
+            (tiles, 2): first row, counted through all images, and number of rows.
+        """
+        together = max(1, positions // (self.rows * self.columns))
         if together > 1:
             starts = range(0, self.images, together)
             counts = [min(together, self.images - b) for b in starts]
             found = [(b * self.rows, (n - 1) * self.rows + self.height) for b, n in zip(starts, counts, strict=True)]
         else:
-            parts = -(-self.height // max(1, _TILE // self.columns))
+            parts = -(-self.height // max(1, positions // self.columns))
             edges = [self.height * part // parts for part in range(parts + 1)]
             rows = [(top, end - top) for top, end in pairwise(edges)]
             found = [(b * self.rows + top, count) for b in range(self.images) for top, count in rows]
@@ -118,6 +122,97 @@ def unpadded(geometry: Geometry) -> Geometry:
     axes = (replace(axis, before=0, after=0) for axis in (geometry.rows, geometry.columns))
     rows, columns = axes
     return replace(geometry, rows=rows, columns=columns, padding_mode="zeros")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a loop needs of the shape of a batch alone.
+
+    Attributes:
+        shape: of the batch, padded if padding is not zeros.
+        geometry: of the convolution of such a batch.
+        tiles: of the layout.
+        offsets: of all runs, in the shape in which the loop takes them.
+        base: what else the loop reads; empty if nothing.
+    """
+
+    shape: torch.Size
+    geometry: Geometry
+    layout: Layout
+    tiles: Indices
+    offsets: Indices
+    base: NDArray[np.int32]
+
+
+class PlaneSums(Sums):
+    """Sums by a compiled loop over tiles of planes.
+
+    Args:
+        weight, geometry, code, constant, shift: as for Sums.
+        threads: tiles run in so many threads.
+
+    Raises:
+        ImportError: without numba.
+    """
+
+    tile: ClassVar[int]  # positions of a tile
+
+    def __init__(
+        self,
+        weight: Tensor,
+        geometry: Geometry,
+        code: InputCode,
+        constant: Tensor,
+        shift: int = 0,
+        threads: int = 1,
+    ) -> None:
+        load_kernels("numba")
+        super().__init__(weight, geometry, code, constant, shift)
+        self.threads = threads
+        self._plan: Plan | None = None
+
+    def plan(self, codes: Tensor) -> tuple[Tensor, Plan]:
+        """The batch as it is laid out in planes, contiguous, and its plan, which is kept for batches of its shape."""
+        geometry = self.geometry
+        if geometry.padding_mode != "zeros":
+            codes, geometry = pad(codes, geometry, 0), unpadded(geometry)
+        plan = self._plan
+        if plan is None or plan.shape != codes.shape:
+            found = layout(geometry, codes.shape)
+            tiles = found.tiles(min(self.tile, -(-found.size // self.threads)))
+            base = self.base(geometry, found, codes.shape, found.longest(tiles))
+            plan = Plan(codes.shape, geometry, found, tiles, self.offsets(geometry, found), base)
+            self._plan = plan
+        return codes.contiguous(), plan
+
+    def offsets(self, geometry: Geometry, layout: Layout) -> Indices:
+        """Where all runs begin."""
+        raise NotImplementedError
+
+    def base(self, geometry: Geometry, layout: Layout, shape: torch.Size, longest: int) -> NDArray[np.int32]:
+        """What else depends on the shape; nothing unless overridden."""
+        return np.zeros((0, 0), np.int32)
+
+    def planes(self, pixels: NDArray[Any], plan: Plan, fill: int) -> NDArray[Any]:
+        """(planes, positions): a batch (images, channels, height, width) in planes, padded with `fill`."""
+        geometry, channels = plan.geometry, pixels.shape[1]
+        planes = np.full((channels * phases(geometry), plan.layout.size), fill, pixels.dtype)
+        ends = (geometry.rows.before, geometry.columns.before)
+        load_kernels("numba").place(pixels, *ends, planes.reshape(plan.layout.shape(channels, geometry)))
+        return planes
+
+
+def group_offsets(geometry: Geometry, layout: Layout, channels: int) -> Indices:
+    """(groups, channels of a group * taps): where the runs of a group begin; every output of it reads them all.
+
+    Args:
+        geometry, layout: of the batch.
+        channels: planes of all groups, phases not counted.
+    """
+    phase, down, right = tap_places(geometry)
+    channel = np.arange(channels).reshape(geometry.groups, -1, 1)
+    offsets = (channel * phases(geometry) + phase) * layout.size + down * layout.columns + right
+    return offsets.reshape(geometry.groups, -1)
 
 
 def over_tiles(run: Callable[[Indices], None], tiles: Indices, threads: int) -> None:

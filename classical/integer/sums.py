@@ -38,6 +38,11 @@ class InputCode:
         return torch.int8 if self.low >= -128 and self.high <= 127 else torch.int16
 
     @property
+    def bits(self) -> int:
+        """Of a code, counted from the lowest."""
+        return ((self.high - self.low) // self.step).bit_length()
+
+    @property
     def reach(self) -> int:
         """Upper bound of |code|, the padding's included."""
         return max(-self.low, self.high, abs(self.zero))
