@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from qconv.analysis import Interval, t_interval
 from qconv.compression_runs import FloatJob, Job, Record, run_jobs
 from qconv.data import dataset_names
+from qconv.recipes import DISTILL
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Entry:
     goal_ratio: float | None = None
     published: str = ""
 
-    def job(self, floating: FloatJob, rate: float) -> Job:
-        """One run."""
-        return Job(floating, self.method, self.bits, self.sparsity, self.epochs, rate)
+    def job(self, floating: FloatJob, rate: float, distill: float) -> Job:
+        """One run; distill as for `qconv.recipes.recipe`."""
+        return Job(floating, self.method, self.bits, self.sparsity, self.epochs, rate, distill)
 
 
 def parser(description: str, out: str, names: Sequence[str]) -> argparse.ArgumentParser:
@@ -60,6 +61,12 @@ def parser(description: str, out: str, names: Sequence[str]) -> argparse.Argumen
     found.add_argument("--out", type=Path, default=Path("runs") / out, help=f"output folder (default: runs/{out})")
     found.add_argument("--data-dir", type=Path, help="folder of the image files (default: QCONV_DATA, else a download)")
     found.add_argument("--workers", type=int, default=1, help="processes, one thread each (default: 1)")
+    found.add_argument(
+        "--distill",
+        type=float,
+        default=DISTILL,
+        help=f"share of the loss that compares with the float network's scores (default: {DISTILL}; 0: labels alone)",
+    )
     found.add_argument("--tune", action="store_true", help="choose the learning rates again, on validation images")
     found.add_argument("--quick", action="store_true", help=f"one epoch, {QUICK_IMAGES} images: a smoke run")
     return found
@@ -111,11 +118,11 @@ def _run(jobs: list[Job], given: argparse.Namespace) -> list[Record]:
 
 def _tuned(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespace) -> str:
     """Validation errors of every rate on seed 0."""
-    jobs = [entry.job(floating, rate) for entry in entries for rate in entry.rates]
+    jobs = [entry.job(floating, rate, given.distill) for entry in entries for rate in entry.rates]
     records = dict(zip(jobs, _run(jobs, given), strict=True))
     lines = []
     for entry in entries:
-        errors = {rate: 1 - records[entry.job(floating, rate)].after.validation for rate in entry.rates}
+        errors = {rate: 1 - records[entry.job(floating, rate, given.distill)].after.validation for rate in entry.rates}
         best = min(errors, key=errors.__getitem__)
         tried = ", ".join(f"{rate:g}: {100 * error:.2f}" for rate, error in errors.items())
         lines.append([entry.title, tried, f"{best:g}", f"{entry.rate:g}"])
@@ -130,12 +137,12 @@ def _tuned(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespa
 def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespace) -> str:
     """Test errors, sizes and modeled energies, mean over seeds."""
     seeds = [replace(floating, seed=seed) for seed in range(given.seeds)]
-    jobs = [entry.job(seed, entry.rate) for entry in entries for seed in seeds]
+    jobs = [entry.job(seed, entry.rate, given.distill) for entry in entries for seed in seeds]
     records = dict(zip(jobs, _run(jobs, given), strict=True))
     goals = given.dataset == "mnist"
     lines = []
     for entry in entries:
-        found = [records[entry.job(seed, entry.rate)] for seed in seeds]
+        found = [records[entry.job(seed, entry.rate, given.distill)] for seed in seeds]
         lines.append(
             [
                 f"{entry.title} (`{entry.method}`)",
@@ -150,7 +157,7 @@ def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namesp
                 f"{_mean([r.seconds for r in found]) / 60:.1f}",
             ]
         )
-    firsts = [records[entries[0].job(seed, entries[0].rate)] for seed in seeds]
+    firsts = [records[entries[0].job(seed, entries[0].rate, given.distill)] for seed in seeds]
     before = [
         "float",
         points(_interval([1 - r.before.accuracy for r in firsts], firsts[0])),
@@ -167,7 +174,8 @@ def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namesp
     note = (
         f"{given.dataset}, {floating.network}: {firsts[0].n_fit:,} training, {firsts[0].before.n_test:,} test images; "
         f"mean of {given.seeds} seed{'s' if given.seeds > 1 else ''} ± 95 % interval over seeds (Student's t). Errors "
-        "are those of the files, read back. Energy is modeled, of one inference that passes over weights of 0."
+        "are those of the files, read back. Energy is modeled, of one inference that passes over weights of 0. "
+        f"{given.distill:.0%} of the loss of trained methods compares with the float network's scores."
     )
     return f"{note}\n\n{markdown(head, [before, *lines])}"
 

@@ -10,7 +10,7 @@ import sys
 from compressions import Entry, parser, reproduce
 
 EPOCHS, PRUNING_EPOCHS = 20, 40
-RATES = (0.001, 0.002, 0.004)
+RATES = (0.0005, 0.001, 0.002, 0.004, 0.008)
 DEEP = "prune+share+huffman"
 
 ENTRIES = {

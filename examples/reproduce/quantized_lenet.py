@@ -10,18 +10,18 @@ import sys
 from compressions import Entry, parser, reproduce
 
 EPOCHS, QUANTIZED_EPOCHS = 8, 2
-RATES = (0.0005, 0.001, 0.002)
+RATES = (0.0005, 0.001, 0.002, 0.004)
 SIGN_RATES = (0.001, 0.002, 0.004)  # latent weights that have to change sign take larger steps
 
 # Published: Li & Liu (arXiv:1605.04711) for TWN, this network with float activations; Hubara et al. (arXiv:1602.02830)
 # for BNN, a network of linear layers. Both second-hand, not read from the papers' tables.
 ENTRIES = {
     "int8": Entry("int8, calibrated only", "int8", (0.001,), 0.001, 0, goal=0.65),
-    "twn": Entry("TWN, activations int8", "twn", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68, published="about 0.65"),
-    "ttq": Entry("TTQ, activations int8", "ttq", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68),
-    "lsq2": Entry("LSQ 2/2", "lsq2", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68),
-    "dorefa2": Entry("DoReFa 2/2", "dorefa2", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68),
-    "rq_st2": Entry("RQ-ST 2/2", "rq_st2", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68),
+    "twn": Entry("TWN, activations int8", "twn", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68, published="about 0.65"),
+    "ttq": Entry("TTQ, activations int8", "ttq", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
+    "lsq2": Entry("LSQ 2/2", "lsq2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
+    "dorefa2": Entry("DoReFa 2/2", "dorefa2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
+    "rq_st2": Entry("RQ-ST 2/2", "rq_st2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
     "xnor": Entry("XNOR-Net", "xnor", SIGN_RATES, 0.002, QUANTIZED_EPOCHS, goal=0.8),
     "bnn": Entry("BNN", "bnn", SIGN_RATES, 0.002, QUANTIZED_EPOCHS, goal=1.0, published="about 0.96, linear layers"),
 }
