@@ -4,7 +4,7 @@ from classical.calibration import calibrate
 from classical.convert import quantize
 from classical.data_free import data_free_quantize
 from classical.factorized import FactorizedConv2d, factorize
-from classical.integer import IntegerConv2d, IntegerLinear, integer_twin
+from classical.integer import IntegerConv2d, IntegerLinear, export_onnx, integer_network, integer_twin
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.quantizers import Quantizer, quantizer, quantizer_names
 
@@ -20,7 +20,9 @@ __all__ = [
     "Quantizer",
     "calibrate",
     "data_free_quantize",
+    "export_onnx",
     "factorize",
+    "integer_network",
     "integer_twin",
     "quantize",
     "quantizer",

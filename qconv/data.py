@@ -1,7 +1,6 @@
 """Real image sets: scikit-learn's digits, MNIST and Fashion-MNIST, with checksums verified and seeded splits."""
 
 import gzip
-import hashlib
 import math
 import os
 import zlib
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuits.naming import unknown
+from qconv.published import Published, published_file
 
 _IDX_BYTES = 0x08  # type code of unsigned bytes, the only one that image sets use
 
@@ -163,8 +163,9 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
         return _digits()
     if name not in _SOURCES:
         raise unknown("data set", name, dataset_names())
-    folder = _data_folder(data_dir)
-    arrays = [read_idx(_published_file(name, file, folder)) for file in _SOURCES[name][1]]
+    url, checksums = _SOURCES[name]
+    files = [published_file(Published(name, file, url, sha256), data_dir) for file, sha256 in checksums.items()]
+    arrays = [read_idx(file) for file in files]
     parts = [a[:, None].float() / 255 if a.ndim == 3 else a.long() for a in arrays]
     return Dataset(name, *parts)
 
@@ -265,64 +266,3 @@ def _digits() -> Dataset:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 16
     return Dataset("digits", images, torch.from_numpy(bunch.target).long())
-
-
-def _data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
-    named = os.environ.get("QCONV_DATA") if data_dir is None else data_dir
-    if not named:
-        return None
-    folder = Path(named)
-    if not folder.is_dir():
-        origin = "QCONV_DATA names" if data_dir is None else "data_dir is"
-        raise ValueError(f"{origin} {folder}, which is no folder: name the folder that holds mnist/ or fashion_mnist/")
-    return folder
-
-
-def _published_file(name: str, file: str, folder: Path | None) -> Path:
-    """Find a file in the user's folder, or else in the cache, downloading it there; its checksum is right."""
-    expected = _SOURCES[name][1][file]
-    if folder is not None and not (folder / name / file).exists():
-        # Two near misses that a download would only hide.
-        if (folder / file).exists():
-            raise ValueError(f"{file} lies in {folder} itself: name the folder above it, which holds {name}/")
-        if (folder / name / file.removesuffix(".gz")).exists():
-            raise ValueError(
-                f"{folder / name} holds {file.removesuffix('.gz')} uncompressed: qconv reads {file} (gzip it)"
-            )
-    if folder is None or not (folder / name / file).exists():
-        return _download(name, file, expected, folder)
-    path = folder / name / file
-    try:
-        with path.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if actual != expected:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) has SHA-256 {actual}, but the published file has {expected}: it "
-            "is truncated or changed, so delete it and fetch it again"
-        )
-    return path
-
-
-def _download(name: str, file: str, expected: str, folder: Path | None) -> Path:
-    import pooch  # slow to import
-
-    cache = Path(pooch.os_cache("qconv")) / name
-    url = _SOURCES[name][0] + file
-    try:
-        # Pooch writes to a temporary file beside the target and renames it once the checksum is right.
-        return Path(pooch.retrieve(url, f"sha256:{expected}", fname=file, path=cache))
-    except (OSError, ValueError) as error:
-        looked = f"not in {folder / name}" if folder else "no data_dir or QCONV_DATA given"
-        raise ValueError(
-            f"{name}/{file}: {looked}, and {url} could not be fetched to {cache} ({_reason(error)}): put the file "
-            f"into DIR/{name}/ and name DIR as data_dir or in QCONV_DATA"
-        ) from error
-
-
-def _reason(error: OSError | ValueError) -> str:
-    # A wrong checksum or an answer of the server speaks for itself; failed connections print half a page.
-    if isinstance(error, ValueError) or getattr(error, "response", None) is not None:
-        return str(error).rstrip(".")
-    return error.strerror or type(error).__name__

@@ -8,41 +8,31 @@ import os
 import struct
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qconv.data import Part, _data_folder, _reason
-
-
-class Source(NamedTuple):
-    """A published file: its folder below the data folder, its name, its address without the name, its SHA-256."""
-
-    folder: str
-    file: str
-    url: str
-    sha256: str
-
+from qconv.data import Part
+from qconv.published import Published, data_folder, published_file
 
 _SOURCES = {
-    "resnet20": Source(
+    "resnet20": Published(
         "pretrained/resnet_cifar10",
         "resnet20-12fca82f.th",
         "https://raw.githubusercontent.com/akamaster/pytorch_resnet_cifar10/"
         "d5489e8995e81e91ce6b1d69dcc98ad579b0b153/pretrained_models/",
         "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8",
     ),
-    "mobilenet_v2": Source(
+    "mobilenet_v2": Published(
         "pretrained/mobilenet_imagenet",
         "mobilenet_v2_1.0_224_quant.tflite",
         "https://raw.githubusercontent.com/google-coral/test_data/104342d2d3480b3e66203073dac24f4e2dbb4c41/",
         "7aad0c74c5e3c06e5eb3c827e13304fdd68a83da6087d92ee169c24ff9fd4776",
     ),
-    "cifar10": Source(
+    "cifar10": Published(
         "cifar10",
         "cifar-10-binary.tar.gz",
         "https://www.cs.toronto.edu/~kriz/",
@@ -183,7 +173,7 @@ def resnet20_cifar10(data_dir: str | os.PathLike[str] | None = None) -> ResNet20
 
     Source: Idelbayev, github.com/akamaster/pytorch_resnet_cifar10: 91.7 % of the CIFAR-10 test images.
     """
-    path = _published_file(_SOURCES["resnet20"], data_dir)
+    path = published_file(_SOURCES["resnet20"], data_dir)
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     model = ResNet20()
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
@@ -203,7 +193,7 @@ def mobilenet_v2_imagenet(data_dir: str | os.PathLike[str] | None = None) -> Mob
 
     Source: Google's quantization-aware trained mobilenet_v2_1.0_224_quant, from github.com/google-coral/test_data.
     """
-    path = _published_file(_SOURCES["mobilenet_v2"], data_dir)
+    path = published_file(_SOURCES["mobilenet_v2"], data_dir)
     model = MobileNetV2()
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
@@ -280,7 +270,7 @@ def cifar10_test(data_dir: str | os.PathLike[str] | None = None) -> Part:
 
     Source: Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
-    path = _published_file(_SOURCES["cifar10"], data_dir)
+    path = published_file(_SOURCES["cifar10"], data_dir)
     with tarfile.open(path) as archive:
         member = archive.extractfile("cifar-10-batches-bin/test_batch.bin")
         content = member.read() if member is not None else b""
@@ -299,7 +289,7 @@ def imagenet_photos(data_dir: str | os.PathLike[str] | None = None) -> Part:
     """
     from matplotlib.image import imread  # slow to import
 
-    folder = _data_folder(data_dir)
+    folder = data_folder(data_dir, "imagenet_samples")
     paths = sorted((folder / "imagenet_samples").glob("[0-9]*_*.jpg")) if folder else []
     if not paths:
         raise ValueError(
@@ -312,29 +302,3 @@ def imagenet_photos(data_dir: str | os.PathLike[str] | None = None) -> Part:
         raise ValueError(f"photos in {paths[0].parent} have shapes {sorted(shapes)}: resize them to one")
     labels = torch.tensor([int(path.name.split("_")[0]) for path in paths])
     return Part(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255, labels)
-
-
-def _published_file(source: Source, data_dir: str | os.PathLike[str] | None) -> Path:
-    """Find a file in the user's folder, or else in the cache, downloading it there; its checksum is right."""
-    import pooch  # slow to import
-
-    folder = _data_folder(data_dir)
-    path = folder / source.folder / source.file if folder else None
-    if path is not None and path.exists():
-        actual = pooch.file_hash(str(path), "sha256")
-        if actual != source.sha256:
-            raise ValueError(
-                f"{path} ({path.stat().st_size:,} bytes) has SHA-256 {actual}, but the published file has "
-                f"{source.sha256}: it is truncated or changed, so delete it and fetch it again"
-            )
-        return path
-    cache, url = Path(pooch.os_cache("qconv")) / source.folder, source.url + source.file
-    try:
-        # Pooch writes to a temporary file beside the target and renames it once the checksum is right.
-        return Path(pooch.retrieve(url, f"sha256:{source.sha256}", fname=source.file, path=cache))
-    except (OSError, ValueError) as error:
-        looked = f"not in {path.parent}" if path else "no data_dir or QCONV_DATA given"
-        raise ValueError(
-            f"{source.folder}/{source.file}: {looked}, and {url} could not be fetched to {cache} ({_reason(error)}): "
-            f"put the file into DIR/{source.folder}/ and name DIR as data_dir or in QCONV_DATA"
-        ) from error

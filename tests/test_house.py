@@ -26,7 +26,7 @@ def python(*arguments, cwd=ROOT, **environment):
 
 
 def test_importing_qconv_imports_no_simulator():
-    heavy = {"pennylane", "qiskit", "qiskit_aer", "matplotlib", "llvmlite"}
+    heavy = {"pennylane", "qiskit", "qiskit_aer", "matplotlib", "llvmlite", "numba"}
     script = f"import sys, qconv; print(*sorted({heavy} & set(sys.modules)))"
     result = python("-c", script)
     assert result.returncode == 0, result.stderr

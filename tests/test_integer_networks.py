@@ -357,14 +357,15 @@ class Two(Function):
 
 def test_networks_that_cannot_be_converted() -> None:
     x = sample(2, 3, 8, 8)
-    unseen, two = Function(nn.Identity()), Two(nn.Identity())
+    seen, unseen, two = Function(nn.Identity()), Function(nn.Identity()), Two(nn.Identity())
     unseen.first(x)
+    seen(x)
     two(x)
     for model, says in (
-        (unseen, r"'second' cannot run in integers: .* has seen no range yet: run a batch"),
+        (unseen, r"'second' cannot run in integers: .* has seen no range yet: calibrate"),
         (two, "the network returns several tensors: return one"),
-        (nn.Sequential(nn.BatchNorm2d(3)), "the network's input is read by 0: one quantizer must read it first"),
-        (nn.Identity(), "the network's input is read by output: one quantizer must read it first"),
+        (nn.Sequential(nn.BatchNorm2d(3), seen), "the network's input is read by 0: one quantizer must read it first"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), r"Sequential has no quantized layers: quantize\(\) turns its layers"),
         (Branching(), r"Branching cannot be traced by torch\.fx .* its forward must not branch on values"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -140,8 +140,13 @@ def test_missing_files_and_no_network(folder: Path, monkeypatch: pytest.MonkeyPa
         resnet20_cifar10(folder)
     with pytest.raises(ValueError, match="no data_dir or QCONV_DATA given"):
         resnet20_cifar10()
-    with pytest.raises(ValueError, match=r"data_dir is .*/nowhere, which is no folder"):
+    with pytest.raises(
+        ValueError, match=r"data_dir is .*/nowhere, which is no folder.* pretrained/mobilenet_imagenet/"
+    ):
         mobilenet_v2_imagenet(folder / "nowhere")
+    path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"lies in .* itself: name the folder that holds pretrained/resnet_cifar10/"):
+        resnet20_cifar10(path.parent)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 
-from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.pruning import keep_zeros, prune, shrink, shrink_plan, sparsity
 from qconv.energy import count
 
@@ -346,70 +345,3 @@ def test_trained_networks() -> None:
     assert all(block.conv1.out_channels == 32 for block in shrink(model, x, exact=False).layer3)
     mobile = mobilenet_v2_imagenet()  # its first depthwise filters are partly dead, as published
     assert check(mobile, sample(1, 3, 96, 96, dtype=torch.float32), 1e-6).stem[1].out_channels == 22
-
-
-# --- quantized layers ---
-
-
-def quantized(weight: str, activation: str = "int8", columns: float = 0.0) -> nn.Sequential:
-    """Calibrated, in eval(); every other filter of both convolutions pruned, and what reads it times `columns`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            QuantizedConv2d(1, 6, 3, weight=weight, activation=activation),
-            nn.ReLU(),
-            QuantizedConv2d(6, 6, 3, weight=weight, activation=activation),
-            nn.ReLU(),
-            nn.Flatten(),
-            QuantizedLinear(96, 4, weight=weight, activation=activation),
-        ).double()
-    with torch.no_grad():
-        for layer, reader, repeats in ((model[0], model[2], 1), (model[2], model[5], 16)):
-            layer.weight[::2] = 0
-            reader.weight[:, torch.arange(6).repeat_interleave(repeats) % 2 == 0] *= columns
-        model(sample(8, 1, 8, 8))
-    return model.eval()
-
-
-@pytest.mark.parametrize("weight", ["int8", "int4", "int8_channel", "float"])
-def test_quantized_networks(weight: str) -> None:
-    small = check(quantized(weight), sample(4, 1, 8, 8, seed=1))
-    assert [small[i].weight.shape[:2] for i in (0, 2, 5)] == [(3, 1), (3, 3), (4, 48)]
-
-
-@pytest.mark.parametrize("weight", ["int8", "int4_channel"])
-def test_constants_are_folded_as_the_next_layer_quantizes_them(weight: str) -> None:
-    model = quantized(weight, columns=0.1)  # the largest weights, which set the scale, stay
-    small = check(model, sample(4, 1, 8, 8, seed=1))
-    assert [small[i].weight.shape[:2] for i in (0, 2, 5)] == [(3, 1), (3, 3), (4, 48)]
-    assert not torch.equal(small[2].bias, model[2].bias[1::2])
-
-
-def test_columns_that_set_the_scale_stay() -> None:
-    model = quantized("int8", columns=0.1)
-    with torch.no_grad():
-        model[2].weight[1, 2, 0, 0] = 10.0
-    small = check(model, sample(4, 1, 8, 8, seed=1))
-    assert small[0].out_channels == 6
-    assert small[2].out_channels == 3
-    assert shrink_plan(model, sample(4, 1, 8, 8)).rows[0].kept == (
-        "3 filters: '2' would quantize its other weights differently",
-    )
-
-
-def test_quantizers_whose_levels_depend_on_the_zeros_keep_them() -> None:
-    model = quantized("twn")  # threshold and scale are means over all weights
-    small = check(model, sample(4, 1, 8, 8, seed=1))
-    assert [small[i].weight.shape[:2] for i in (0, 2, 5)] == [(6, 1), (6, 6), (4, 96)]
-    assert shrink_plan(model, sample(4, 1, 8, 8)).rows[0].kept == (
-        "3 filters: '0' would quantize its other weights differently",
-    )
-
-
-def test_activations_that_share_a_scale_keep_their_channels() -> None:
-    small = check(quantized("int8", "xnor"), sample(4, 1, 8, 8, seed=1))
-    assert [small[i].weight.shape[:2] for i in (0, 2, 5)] == [(6, 1), (6, 6), (4, 96)]
-    model = nn.Sequential(QuantizedConv2d(1, 4, 3), nn.ReLU(), QuantizedConv2d(4, 2, 3)).double().eval()
-    prune(model, {"0": 0.5}, structure="filter")  # never calibrated: a range a sample
-    assert check(model, sample(4, 1, 8, 8))[0].out_channels == 4
-    assert shrink_plan(model, sample(4, 1, 8, 8)).rows == ()

@@ -64,7 +64,7 @@ def input_code(activation: Quantizer, like: Tensor) -> InputCode:
         ValueError: no range seen yet, or values without integer codes.
     """
     if not activation.calibrated:
-        raise ValueError(f"{activation!r} has seen no range yet: run a batch through it in train() first")
+        raise ValueError(f"{activation!r} has seen no range yet: calibrate() the network, or run a batch in train()")
     stated = activation.integers(like.new_zeros(1, 1))
     grid = activation.grid
     middle = (len(grid) + 1) // 2 if grid[0] >= 0 and grid[-1] > 127 else 0

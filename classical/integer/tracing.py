@@ -28,7 +28,7 @@ def traced_quantized(model: nn.Module, example: Tensor) -> fx.GraphModule:
         example: a batch of inputs.
 
     Raises:
-        ValueError: torch.fx cannot trace the model.
+        ValueError: torch.fx cannot trace the model, or it has no quantized layer.
     """
     twin = private_copy(model).eval().cpu()
     tracer = _Tracer()
@@ -38,6 +38,10 @@ def traced_quantized(model: nn.Module, example: Tensor) -> fx.GraphModule:
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.fx ({error}): its forward must not branch on values"
         ) from error
+    if not any(isinstance(module, QuantizedConv2d | QuantizedLinear) for module in twin.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no quantized layers: quantize() turns its layers, calibrate() sets ranges"
+        )
     traced = fx.GraphModule(tracer.root, graph)
     with torch.no_grad():
         ShapeProp(traced).propagate(example.detach().cpu())

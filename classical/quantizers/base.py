@@ -124,6 +124,13 @@ class Quantizer(nn.Module):
     def fit(self, x: Tensor) -> None:
         """Start the learned scales from x, all weights or a batch of activations; one that learns none does nothing."""
 
+    def select(self, outputs: Tensor) -> None:
+        """Keep, of numbers stored for each output channel, those of some channels; one that stores none does nothing.
+
+        Args:
+            outputs: indices, or a bool for each output channel, of the channels that a layer keeps.
+        """
+
     def constants(self, weight: Tensor) -> int:
         """How many numbers (scales, zero points) are stored beside the codes of `weight` or of its input."""
         raise NotImplementedError

@@ -220,6 +220,11 @@ class LQ(Uneven):
         dims = tuple(range(1 if self.roles == ("weight",) else 0, x.dim()))
         self.basis = self._fit(wide(x), dims).to(self.basis.dtype)
 
+    def select(self, outputs: Tensor) -> None:
+        """Keep the rows of the basis that belong to some output channels."""
+        if self._fitted and self.roles == ("weight",):
+            self.basis = self.basis[outputs]
+
     def _basis(self, real: Tensor) -> Tensor:
         if self._fitted:
             return wide(self.basis)

@@ -10,17 +10,17 @@ import sys
 from compressions import Entry, parser, reproduce
 
 EPOCHS, PRUNING_EPOCHS = 20, 40
-RATES = (0.0005, 0.001, 0.002, 0.004, 0.008)
+RATES = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
 DEEP = "prune+share+huffman"
 
 ENTRIES = {
-    "12x": Entry("12 times fewer weights", "prune", RATES, 0.002, PRUNING_EPOCHS, None, 1 - 1 / 12, 1.65),
+    "12x": Entry("12 times fewer weights", "prune", RATES, 0.001, PRUNING_EPOCHS, None, 1 - 1 / 12, 1.65),
     "19x": Entry(
         "19 times fewer, 8 values a layer",
-        *(DEEP, RATES, 0.002, PRUNING_EPOCHS, 3, 1 - 1 / 19, 1.75, 60),
+        *(DEEP, RATES, 0.0005, PRUNING_EPOCHS, 3, 1 - 1 / 19, 1.75, 60),
         published="1.58, 40 times smaller",
     ),
-    "32x": Entry("32 times fewer, 8 values a layer", DEEP, RATES, 0.002, PRUNING_EPOCHS, 3, 1 - 1 / 32, 2.2, 100),
+    "32x": Entry("32 times fewer, 8 values a layer", DEEP, RATES, 0.004, PRUNING_EPOCHS, 3, 1 - 1 / 32, 2.2, 100),
 }
 
 
