@@ -11,6 +11,15 @@ for _module in (_circuits, _classical):
         )
 
 from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
+from qconv.binarization import Ensemble, binarize, ensemble, reestimate  # noqa: E402
+from qconv.binary_laws import Moments  # noqa: E402
+from qconv.binary_modules import (  # noqa: E402
+    BinaryActivation,
+    PixelBits,
+    ProbabilisticMaxPool2d,
+    StochasticBatchNorm1d,
+    StochasticBatchNorm2d,
+)
 from qconv.compression import compress  # noqa: E402
 from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear  # noqa: E402
 from qconv.layers import FourierConv2d, QuantumConv2d  # noqa: E402
@@ -22,20 +31,30 @@ from qconv.version import __version__  # noqa: E402
 
 __all__ = [
     "Backend",
+    "BinaryActivation",
     "Compiled",
+    "Ensemble",
     "FourierConv2d",
+    "Moments",
+    "PixelBits",
     "ProbabilisticBinaryConv2d",
     "ProbabilisticBinaryLinear",
+    "ProbabilisticMaxPool2d",
     "QuantumConv2d",
     "QuantumDeformedConv2d",
     "QuantumDeformedLinear",
+    "StochasticBatchNorm1d",
+    "StochasticBatchNorm2d",
     "Surrogate",
     "TensorNetworkConv2d",
     "Unsupported",
     "__version__",
     "backend_names",
+    "binarize",
     "compress",
+    "ensemble",
     "load_backend",
+    "reestimate",
     "simulate",
     "surrogate",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import log
 from typing import TypeVar
@@ -10,12 +11,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qconv.binary_laws import Moments
+from qconv.binary_laws import Moments, handed_on, operations
 from qconv.binary_modules import StochasticBatchNorm1d, StochasticBatchNorm2d
+from qconv.binary_neurons import BinaryNeurons
 from qconv.patches import whole
-from qconv.probabilistic import BinaryNeurons
 
 Model = TypeVar("Model", bound=nn.Module)
+
+# Functions as the arithmetic that computes them, as in Cephes' expf (which qconv.energy prices likewise) and logf.
+_EXP = Counter(mul=10, add=10)
+_LOG = Counter(mul=14, add=13, cmp=1)
 
 
 def binarize(model: Model, mode: str = "map", generator: torch.Generator | None = None) -> Model:
@@ -47,21 +52,63 @@ def binarize(model: Model, mode: str = "map", generator: torch.Generator | None 
     return result
 
 
+class MeanProbabilities(nn.Module):
+    """Scores of several classifiers -> the logarithm of the mean of their class probabilities."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, scores: Sequence[Tensor]) -> Tensor:
+        """n times (B, classes) -> (B, classes)."""
+        logarithms = torch.stack([torch.log_softmax(member, dim=-1) for member in scores])
+        return torch.logsumexp(logarithms, dim=0) - log(self.n)
+
+    def counts(self, input_shape: tuple[int, ...]) -> Counter[str]:
+        """Operations of one inference.
+
+        Args:
+            input_shape: Of one classifier's scores, (classes,).
+        """
+        classes = input_shape[-1]
+        # Of each classifier: the largest score, differences to it, their exponentials, a logarithm to subtract.
+        softmax = _many(classes, _EXP) + _LOG + Counter(cmp=classes - 1, add=3 * classes - 1)
+        # Of each class, over classifiers: likewise, and the largest is added again, less log n.
+        mean = _many(self.n, _EXP) + _LOG + Counter(cmp=self.n - 1, add=2 * self.n + 1)
+        return operations(1, _many(self.n, softmax) + _many(classes, mean)) + handed_on(classes)
+
+
+def _many(times: int, cost: Counter[str]) -> Counter[str]:
+    return Counter({name: times * amount for name, amount in cost.items()})
+
+
 class Ensemble(nn.Module):
-    """Classifiers averaged: the logarithm of the mean of their class probabilities."""
+    """Classifiers averaged: the logarithm of the mean of their class probabilities.
+
+    The ledger (`qconv.energy.count`) has a row for each layer of each member, and one for the average.
+
+    Args:
+        members: Classifiers of the same input, giving scores (B, classes); at least one.
+    """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        if not len(self.members):
+            raise ValueError("members are empty: give at least 1 classifier to average")
+        self.average = MeanProbabilities(len(self.members))
 
     def forward(self, images: Tensor) -> Tensor:
         """What each member takes -> log-probabilities (B, classes)."""
-        scores = torch.stack([torch.log_softmax(member(images), dim=-1) for member in self.members])
-        return torch.logsumexp(scores, dim=0) - log(len(self.members))
+        result: Tensor = self.average([member(images) for member in self.members])
+        return result
 
 
 def ensemble(model: nn.Module, n: int, generator: torch.Generator | None = None) -> Ensemble:
-    """Average `n` networks with drawn binary weights; see `binarize`."""
+    """Average `n` networks with drawn binary weights; see `binarize`.
+
+    Each draw has statistics of its own: `reestimate` fits the norms of all members at once.
+    """
     return Ensemble(binarize(model, "sample", generator) for _ in range(whole(n, "n", 1)))
 
 

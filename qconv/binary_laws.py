@@ -20,6 +20,9 @@ _FAR = 1e9  # beyond any sum; infinity would make gradients 0 * inf
 _ROUNDING = 1e-4  # by so much a law that was summed up in float32 may leave its range
 _FLAT = 80.0  # z^2 from where on exp(-z^2), below 2e-35, counts as 0
 
+EXACT_BYTES = 2**32
+"""What exact laws may take at a time."""
+
 
 def check_range(values: Tensor, low: float, high: float, what: str, remedy: str) -> None:
     """Raise a ValueError unless all values lie between low and high, rounding apart; NaN passes.
@@ -197,6 +200,49 @@ def agreement_law(single: Tensor, pairs: Tensor | None = None) -> Tensor:
             (F.pad(law, (k, steps - k)) * block[..., k : k + 1] for k in range(steps + 1)), start=law.new_zeros(())
         )
     return law
+
+
+def exact_bytes(outputs: int, fan_in: int, itemsize: int, backward: bool) -> int:
+    """About how many bytes agreement_law takes at its peak, its inputs included; somewhat less with pairs.
+
+    Args:
+        outputs: How many laws.
+        fan_in: N.
+        itemsize: Bytes of a number.
+        backward: Whether gradients follow: two shifted copies of the law are kept at each of N steps, N^2 numbers.
+    """
+    return outputs * itemsize * fan_in * (fan_in + 11 if backward else 8)
+
+
+def check_memory(inputs: Tensor, outputs: int, parts: int, fan_in: int, backward: bool) -> None:
+    """Raise a ValueError where exact laws would take more than EXACT_BYTES, before any is made.
+
+    Not asked in a compiled program, whose batch has no size yet, and on a device that holds no values.
+
+    Args:
+        inputs: A batch.
+        outputs: Of one input.
+        parts: Into how many the outputs are divided, one part made after another: what gradients need is kept of all.
+        fan_in: N.
+        backward: Whether gradients will be asked for.
+    """
+    if torch.compiler.is_compiling() or inputs.is_meta:
+        return
+    batch, size = len(inputs), inputs.element_size()
+    without = exact_bytes(outputs // parts, fan_in, size, False)
+    single = exact_bytes(outputs, fan_in, size, True) if backward else without
+    if batch * single <= EXACT_BYTES:
+        return
+    advice = ["build the layer with law 'clt' or 'corrected'"]
+    if backward and batch * without <= EXACT_BYTES:
+        advice.insert(0, "call it under torch.no_grad() if no gradients are needed")
+    if single <= EXACT_BYTES:
+        advice.insert(0, f"give at most {EXACT_BYTES // single:,} inputs at a time")
+    raise ValueError(
+        f"law 'exact' would take about {batch * single:,} bytes{' with what gradients need' if backward else ''} for "
+        f"{batch:,} inputs of {outputs:,} outputs with {fan_in:,} synapses each, more than {EXACT_BYTES:,}: "
+        f"{', or '.join(advice)}"
+    )
 
 
 def exact_activation(law: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

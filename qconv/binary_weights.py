@@ -48,10 +48,16 @@ class BinaryWeights(nn.Module):
         """Start from the weights of a trained real layer: theta = w / std(w), clipped to [-0.9, 0.9].
 
         Raises:
-            ValueError: For another shape, or weights without a standard deviation above 0.
+            ValueError: For something else than a tensor, another shape, or weights without a standard deviation above
+                0.
 
         Source: Peters & Welling, Probabilistic Binary Neural Networks (arXiv:1809.03368), section 4.3.
         """
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"weight is a {type(weight).__name__}: give the torch.Tensor of a trained layer's weights, such as "
+                f"layer.weight, of shape {tuple(self.weight.shape)}"
+            )
         if weight.shape != self.weight.shape:
             raise ValueError(f"weight has shape {tuple(weight.shape)} but the layer {tuple(self.weight.shape)}")
         weight = weight.detach()

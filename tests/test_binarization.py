@@ -8,7 +8,8 @@ import torch
 from bits import network, numbers
 from torch import nn
 
-from qconv.binarization import binarize, ensemble, reestimate
+import qconv
+from qconv.binarization import Ensemble, MeanProbabilities, binarize, ensemble, reestimate
 from qconv.binary_modules import BinaryActivation, PixelBits, ProbabilisticMaxPool2d
 from qconv.deformed import QuantumDeformedLinear
 from qconv.energy import count
@@ -60,6 +61,45 @@ def test_ensemble_averages_probabilities():
     assert len({member[1].weight.sum().item() for member in together.members}) == 3
     want = torch.stack([torch.softmax(member(x), -1) for member in together.members]).mean(0)
     torch.testing.assert_close(together(x).exp(), want)
+
+
+def test_what_an_ensemble_costs():
+    together = ensemble(network().eval(), 3, torch.Generator().manual_seed(0))
+    rows = count(together, (1, 8, 8)).rows
+    assert [row.name for row in rows] == [f"members.{k}.{i}" for k in range(3) for i in range(4)] + ["average"]
+    single = count(together.members[0], (1, 8, 8))
+    for k in range(3):
+        assert [row.operations for row in rows[4 * k : 4 * k + 4]] == [row.operations for row in single.rows]
+    assert rows[-1].input_shape == rows[-1].output_shape == (3,)
+    # By hand, of 3 members and 3 classes: softmax's largest, differences, exponentials, sums, logarithms, differences;
+    # then over members the same, and the largest is added back, less log n.
+    exponentials, logarithms = 3 * 3 + 3 * 3, 3 + 3
+    assert rows[-1].operations == {
+        "mul:fp32": 10 * exponentials + 14 * logarithms,
+        "add:fp32": 10 * exponentials + 13 * logarithms + 3 * (3 + 2 + 3) + 3 * (3 + 2 + 1 + 1),
+        "cmp:fp32": logarithms + 3 * 2 + 3 * 2,
+        "units": 3,
+        "activation_bits": 96,
+    }
+    assert MeanProbabilities(5).counts((10,))["units"] == 10
+
+
+def test_norms_of_all_members_are_reestimated():
+    together = ensemble(network().eval(), 2, torch.Generator().manual_seed(0))
+    batches = [torch.rand(16, 1, 8, 8) for _ in range(3)]
+    alone = copy.deepcopy(together.members[1])
+    reestimate(together, batches)
+    reestimate(alone, batches)
+    assert torch.equal(together.members[1][1].norm.running_var, alone[1].norm.running_var)
+    assert not torch.equal(together.members[0][1].norm.running_var, alone[1].norm.running_var)
+
+
+def test_what_a_binary_network_is_built_of_is_public():
+    made = (BinaryActivation, PixelBits, ProbabilisticMaxPool2d, Ensemble, binarize, ensemble, reestimate)
+    for name in made:
+        assert getattr(qconv, name.__name__) is name
+        assert name.__name__ in qconv.__all__
+    assert {"Moments", "StochasticBatchNorm1d", "StochasticBatchNorm2d"} <= set(qconv.__all__)
 
 
 def test_reestimated_statistics_are_plain_averages():
@@ -192,6 +232,7 @@ def test_batches_may_come_with_labels():
         (lambda: reestimate(nn.Linear(2, 2), []), "0 stochastic batch norms"),
         (lambda: reestimate(network(), []), "batches are empty"),
         (lambda: ensemble(network(), 0), "n is 0"),
+        (lambda: Ensemble([]), "members are empty"),
     ],
 )
 def test_errors_say_both_values(make, says):

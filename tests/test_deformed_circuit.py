@@ -145,3 +145,22 @@ def test_a_hard_layer_has_no_circuit_of_probabilities():
             ask(0)
     layer.reset_parameters()
     torch.testing.assert_close(run(layer, h, 1), layer(h)[:, 1].detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("output", ["moments", "mean"])
+def test_a_layer_that_gives_sums_has_no_circuit(output):
+    layer = drawn(QuantumDeformedLinear(3, 2, output=output, law="exact"))
+    for ask in (layer.circuit, layer.circuit_weights):
+        with pytest.raises(ValueError, match=rf"output is '{output}', .* build the layer with output='activation'"):
+            ask(0)
+    # The remedy that the error names.
+    other = QuantumDeformedLinear(3, 2, law="exact").eval()
+    other.load_state_dict(layer.state_dict())
+    h = means(2, 3).float()
+    torch.testing.assert_close(run(other, h, 1), other(h)[:, 1].detach(), atol=1e-5, rtol=0)
+
+
+def test_a_layer_that_draws_bits_has_the_circuit_of_their_means():
+    layer = drawn(QuantumDeformedLinear(3, 2, output="sample", law="exact", norm=False, dtype=torch.float64)).eval()
+    h = means(2, 3)
+    torch.testing.assert_close(run(layer, h, 0), layer(h)[:, 0].detach(), atol=1e-12, rtol=0)

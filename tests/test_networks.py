@@ -8,15 +8,8 @@ from torch.nn.utils import parameters_to_vector
 from qconv.data import load_dataset
 from qconv.deformed import QuantumDeformedConv2d, QuantumDeformedLinear
 from qconv.energy.count import count
-from qconv.networks import (
-    ARCHITECTURES,
-    NETWORKS,
-    NeighborConv2d,
-    PixelFeatures,
-    QubitFeatures,
-    binary_network,
-    plain_network,
-)
+from qconv.network_features import NeighborConv2d, PixelFeatures, QubitFeatures
+from qconv.networks import ARCHITECTURES, NETWORKS, binary_network, plain_network
 from qconv.probabilistic import ProbabilisticBinaryConv2d, ProbabilisticBinaryLinear
 from qconv.tensor_layers import TensorNetworkConv2d
 from qconv.tensors.feature_maps import FeatureMap
