@@ -131,7 +131,9 @@ def compress(
         int | None, typer.Option(min=1, help="of a quantizer's family (--method lsq), dfq or share")
     ] = None,
     sparsity: Annotated[float | None, typer.Option(help="share of the weights to prune (default: 0.9)")] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, help="of compressing (default: the method's own)")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="of compressing (default: as many as the method needs)")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="highest learning rate of compressing (default: the method's)")
     ] = None,
@@ -255,6 +257,31 @@ def draw(
     else:
         save_drawing(circuit, out, width)
         print(f"Drawing: {out}")
+
+
+@app.command()
+def diagnose(
+    kernel: Annotated[str, typer.Argument(help="a name that `qconv kernels` lists")],
+    wires: Annotated[int, typer.Option(min=1, max=10, help="qubits")] = 4,
+    depth: Annotated[int, typer.Option(min=1, help="layers")] = 2,
+    encoding: Annotated[str, typer.Option(help="how features enter: angle, amplitude, ...")] = "angle",
+    readout: Annotated[str, typer.Option(help="what is read at the end")] = "z",
+    pairs: Annotated[int, typer.Option(min=2, help="random weights: pairs of them for the expressibility")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="of random kernels and of all draws")] = 0,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: runs/diagnose-KERNEL)")] = None,
+) -> None:
+    """What a kernel can express, whether it trains, and what it sees of real digits: a table and pictures."""
+    from rich.console import Console
+
+    from qconv.diagnostics.command import diagnose as diagnosis_of
+
+    console = Console()
+    with console.status(f"diagnosing {kernel}"):
+        found = diagnosis_of(kernel, wires, depth, encoding, readout, pairs=pairs, seed=seed)
+    files = found.save(Path("runs") / f"diagnose-{kernel}" if out is None else out)
+    console.print(found.table())
+    for path in files:
+        console.print(f"Written: {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
