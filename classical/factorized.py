@@ -12,9 +12,9 @@ Source: Lebedev et al. (arXiv:1412.6553) for cp; Kim et al. (arXiv:1511.06530) f
 Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011) for tt.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from importlib import import_module
 from math import prod, sqrt
 from typing import Any, Literal
@@ -24,11 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from classical.layers import QuantizedConv2d
+
 Method = Literal["cp", "tucker", "tt"]
 Rank = int | Sequence[int]
 Real = NDArray[np.float64]
 METHODS = ("cp", "tucker", "tt")
 _RANKS = {"cp": 1, "tucker": 2, "tt": 3}
+FULL = "full"
 _TOLERANCE = 1e-10  # iterations end when the relative error changes by less
 
 
@@ -153,10 +156,14 @@ class FactorizedConv2d(nn.Module):
         total: Counter[str] = Counter()
         x = torch.empty(input_shape, device="meta", dtype=self.convolutions()[0].weight.dtype)
         for stage in self.convolutions():
+            seen = tuple(x.shape)
             try:
-                x = deepcopy(stage).to("meta")(x)
+                x = stage._conv_forward(x, torch.empty_like(stage.weight, device="meta"), None)
             except RuntimeError as error:
                 raise ValueError(f"input of shape {tuple(input_shape)} does not fit the layer: {error}") from error
+            if isinstance(stage, QuantizedConv2d):
+                total.update(stage.counts(seen))
+                continue
             bits = 8 * stage.weight.dtype.itemsize
             stored = stage.weight.numel() + (0 if stage.bias is None else stage.bias.numel())
             total[f"mac:fp{bits}*fp{bits}"] += x.numel() * stage.weight[0].numel()
@@ -170,7 +177,12 @@ class FactorizedConv2d(nn.Module):
 
 
 def factorize(
-    conv: nn.Conv2d, method: Method = "tucker", rank: Rank | None = None, *, iterations: int = 500, seed: int = 0
+    conv: nn.Conv2d,
+    method: Method = "tucker",
+    rank: Rank | Literal["full"] | None = None,
+    *,
+    iterations: int = 500,
+    seed: int = 0,
 ) -> FactorizedConv2d:
     """A trained convolution as a chain of cheaper ones, with the same geometry and bias.
 
@@ -178,8 +190,10 @@ def factorize(
         conv: An nn.Conv2d; its groups are decomposed one by one.
         method: "cp" (alternating least squares), "tucker" (higher-order orthogonal iteration over the two channel
             axes) or "tt" (one singular value decomposition a rank).
-        rank: As for FactorizedConv2d; None for full rank, which is exact (for cp, as for any rank from there on, a
-            trivial sum of one-hot terms, larger than the weight itself).
+        rank: As for FactorizedConv2d. None for the largest single number at which the chain has fewer weights than
+            conv and, where padding is small beside the image, fewer multiplications: `.rank` and `.error` say what came
+            of it. "full" for full rank, which is exact, and in general larger than conv (for cp, as for any rank from
+            there on, a trivial sum of one-hot terms).
         iterations: At most so many, of cp and tucker.
         seed: Of the columns that cp draws to start from where the rank exceeds a size.
 
@@ -189,7 +203,11 @@ def factorize(
 
     Raises:
         ImportError: Without tensorly.
-        ValueError: For a layer that is no plain nn.Conv2d, a weight that is not finite, or ranks out of range.
+        ValueError: For a layer that is no plain nn.Conv2d, a weight that is not finite, ranks out of range, or None
+            where every rank makes the layer larger.
+
+    Warns:
+        UserWarning: Where the chain of the ranks given has as many weights as conv, or more.
 
     Source: Kolda & Bader, SIAM Review 51, 455 (2009), figures 3.3 and 4.4, for the two iterations; see the module.
     """
@@ -203,6 +221,7 @@ def factorize(
         raise ValueError(f"weight of shape {weight.shape} has entries that are not finite: train again")
     g = conv.groups
     parts = np.split(weight, g)
+    ranks = _smaller(conv, method, rank)
     # On "meta" nothing is drawn, so torch's generator stays where it was.
     layer = FactorizedConv2d(
         conv.in_channels,
@@ -217,7 +236,7 @@ def factorize(
         "meta",
         conv.weight.dtype,
         method=method,
-        rank=parts[0].size if rank is None else rank,  # the constructor lowers it to what is needed
+        rank=ranks,
     ).to_empty(device=conv.weight.device)
     tensorly = _tensorly()
     with tensorly.backend_context("numpy", local_threadsafe=True):
@@ -265,6 +284,58 @@ def _ranks(method: str, rank: Rank, shape: Sequence[int]) -> tuple[int, ...]:
     first = min(wanted[0], in_, height * width * out)
     second = min(wanted[1], first * height, width * out)
     return first, second, min(wanted[2], second * width, out)
+
+
+def _sizes(conv: nn.Conv2d, method: str, ranks: tuple[int, ...]) -> tuple[int, int]:
+    """Weights of one group's chain, and its multiplications for one pixel of the output of a large image."""
+    (height, width), (down, right) = conv.kernel_size, conv.stride
+    first, last = conv.in_channels // conv.groups * ranks[0], ranks[-1] * conv.out_channels // conv.groups
+    # Stages before the stride see more pixels.
+    if method == "tucker":
+        middle = ranks[0] * ranks[1] * height * width
+        return first + middle + last, down * right * first + middle + last
+    if method == "cp":
+        rows, columns = ranks[0] * height, ranks[0] * width
+    else:
+        rows, columns = ranks[0] * height * ranks[1], ranks[1] * width * ranks[2]
+    return first + rows + columns + last, down * right * first + right * rows + columns + last
+
+
+def _smaller(conv: nn.Conv2d, method: str, rank: Rank | str | None) -> tuple[int, ...]:
+    """The ranks that `factorize` uses; it never makes a layer larger unless told to."""
+    shape = (conv.out_channels // conv.groups, conv.in_channels // conv.groups, *conv.kernel_size)
+    plain = prod(shape)
+    if rank == FULL:
+        return _ranks(method, plain, shape)
+    if rank is None:
+        tried = _ranks(method, 1, shape)
+        if max(_sizes(conv, method, tried)) >= plain:
+            weights, products = _sizes(conv, method, tried)
+            raise ValueError(
+                f"conv has {plain} weights a group and as many multiplications a pixel, but its chain of rank 1, "
+                f"method {method!r}, has {weights} weights and {products} multiplications: keep the convolution, or "
+                "name a rank"
+            )
+        # Both sizes grow with the rank.
+        low, high = 1, plain
+        while high - low > 1:
+            middle = (low + high) // 2
+            if max(_sizes(conv, method, _ranks(method, middle, shape))) < plain:
+                low = middle
+            else:
+                high = middle
+        return _ranks(method, low, shape)
+    if isinstance(rank, str):
+        raise ValueError(f'rank is {rank!r}: give "full", None, one whole number, or one a rank')
+    ranks = _ranks(method, rank, shape)
+    weights, _ = _sizes(conv, method, ranks)
+    if weights >= plain:
+        warnings.warn(
+            f"rank is {rank!r}: the chain, method {method!r} of ranks {ranks}, has {weights} weights a group but conv "
+            f'has {plain}; use smaller ranks, or None for the largest that saves weights ("full" does not warn)',
+            stacklevel=3,
+        )
+    return ranks
 
 
 def _dense(method: str, groups: int, weights: Sequence[Tensor]) -> Tensor:

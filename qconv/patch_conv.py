@@ -89,8 +89,8 @@ class PatchConv2d(nn.Module):
         dtype = self.weight.dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"the layer is {dtype} but a circuit needs torch.float32 or torch.float64: convert it back "
-                "with .float(), and use torch.autocast for mixed precision"
+                f"the layer is {dtype} but {type(self).__name__} computes in torch.float32 or torch.float64: convert "
+                "it back with .float(), and use torch.autocast for mixed precision"
             )
         if images.ndim not in (3, 4):
             raise ValueError(
@@ -117,18 +117,24 @@ class PatchConv2d(nn.Module):
         """(B, C, H, W) -> (B, out_channels, H', W'), without bias."""
         return self._over_patches(pad(images, self.geometry), self.weight)
 
-    def _over_patches(self, padded: Tensor, weight: Tensor, evaluate: Evaluate | None = None) -> Tensor:
-        """Cut padded images into patches, evaluate each group, and put the outputs back in their places."""
+    def _over_patches(
+        self, padded: Tensor, weight: Tensor, evaluate: Evaluate | None = None, runs: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Cut padded images into patches, evaluate each group, and put the outputs back in their places.
+
+        A kernel that has other groups and outputs than the layer gives them as `runs`: (groups, outputs a group).
+        """
         evaluate = evaluate or self.evaluate
+        groups, outs = runs or (self.groups, self.out_channels // self.groups)
         unpadded = replace(self.geometry, padding=(0, 0))
         size = unpadded.output_size(padded.shape[-2], padded.shape[-1])
         outputs = []
-        parts = zip(padded.chunk(self.groups, dim=1), weight.chunk(self.groups), strict=True)
-        for part, weights in parts if self.groups > 1 else [(padded, weight)]:
+        parts = zip(padded.chunk(groups, dim=1), weight.chunk(groups), strict=True)
+        for part, weights in parts if groups > 1 else [(padded, weight)]:
             values = evaluate(unfold(part, self.geometry), weights)
             # .shape, not len(): the latter would tie an exported program to one batch size.
-            outputs.append(fold(values[:, : self.out_channels // self.groups], padded.shape[0], size))
-        return outputs[0] if self.groups == 1 else torch.cat(outputs, dim=1)
+            outputs.append(fold(values[:, :outs], padded.shape[0], size))
+        return outputs[0] if groups == 1 else torch.cat(outputs, dim=1)
 
     def _forward(self, images: Tensor) -> Tensor:
         result = self.convolve(images)

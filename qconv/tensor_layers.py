@@ -16,13 +16,13 @@ from qconv.patch_conv import PatchConv2d
 from qconv.patches import Pair, fold, pad, whole
 from qconv.tensors.feature_maps import FeatureMap
 from qconv.tensors.mera import Mera
-from qconv.tensors.spectra import distance, schmidt_values, truncated
+from qconv.tensors.sizes import check_image, check_network, check_sites, samples
+from qconv.tensors.spectra import distance, plaquette_values, spectra, truncated
 from qconv.tensors.structures import Plaquette, Shape, Structure, Tree, binary, chains
 
 STRUCTURES = ("mps", "tree", "mera", "eps")
 ORDERS = ("snake", "raster")
 SITES = ("pixel", "feature")
-_SAMPLES = 2048  # random patches that set the scale of fresh outputs
 # Numbers in the largest tensor (8 MiB of float32) that is made at a time on a CPU: larger ones leave the cache, and
 # above some 32 MiB the C library maps every one into fresh memory.
 _BLOCK = 2**21
@@ -36,7 +36,9 @@ class TensorNetworkConv2d(PatchConv2d):
 
     Each site x_j of a patch is mapped to a vector phi(x_j), and output o is <W_o, phi(x_1) (x) ... (x) phi(x_N)> with W
     a tensor network over the N sites and the output leg. All patches share it; groups have networks of their own.
-    With the kernel as large as the image the layer is a classifier.
+    With the kernel as large as the image the layer is a classifier. `schmidt_spectra` and `entanglement_entropies` say
+    how entangled it is, `truncate` shortens its bonds, and `qconv.tensors.circuits` writes one of bonds up to 4 as a
+    circuit.
 
     Args:
         in_channels: Channels of the image.
@@ -52,7 +54,8 @@ class TensorNetworkConv2d(PatchConv2d):
             "tree": a binary tree, neighbors first; where a level has an odd number of blocks the last goes up as it
             is; the output leg is the root's. "mera": that tree with a gate across neighboring blocks before each
             coarse graining; exact, at a cost that grows exponentially with the level: for up to some 25 sites and
-            bonds to 4. "eps": an entangled plaquette state, one core of dim^N numbers an output (up to 2^18), no bonds.
+            bonds to 4 (over 2^21 numbers a patch are refused). "eps": an entangled plaquette state, one core of dim^N
+            numbers an output (up to 2^18), no bonds.
         bond_dim: Largest bond, at least 1. Bonds never exceed what the sites under them can use. "eps" ignores it.
         feature_map: "cos_sin", "one_cos_sin", "polynomial", "sin2_cos2", "identity", or a
             `qconv.tensors.feature_maps.FeatureMap` with its own degree or scale. Inputs belong in [0, 1], for which
@@ -68,7 +71,8 @@ class TensorNetworkConv2d(PatchConv2d):
             group are divided by a positive number, which changes no argmax but makes the layer no longer multilinear.
             "auto": only for more than 15 sites. Not for "eps", nor where bonds have one number, which has no direction.
         checkpoint: Whether the backward pass recomputes the contraction, block by block of patches, instead of keeping
-            it; "auto": where it would keep more than 512 MiB of float32.
+            it; "auto": where it would keep more than 512 MiB of float32. Where it recomputes, transforms that
+            differentiate (torch.func.grad, jacrev, jacfwd, ...) do not work, as torch's own checkpoints do not.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
 
@@ -76,7 +80,9 @@ class TensorNetworkConv2d(PatchConv2d):
         weight: (groups, numbers in all cores), the one trainable parameter besides bias; `cores` gives its parts.
 
     Raises:
-        ValueError: For arguments that do not fit each other, unknown names, or an "eps" core that is too large.
+        ValueError: For arguments that do not fit each other, unknown names, or a network too large: cores of over
+            1 GiB, a tensor of over 2^21 numbers for every patch, or an "eps" core of over 2^18 an output. In a call on
+            the CPU, for an image whose patches make a tensor of over 2^28 numbers.
 
     Source: Stoudenmire & Schwab (arXiv:1605.05775) and Efthymiou et al. (arXiv:1906.06329) for matrix product states;
         Liu et al. (arXiv:1710.04833) for trees; Blagoveschensky & Phan (arXiv:2005.14506) for plaquettes.
@@ -129,7 +135,9 @@ class TensorNetworkConv2d(PatchConv2d):
             out_channels // groups,
             self.bond_dim,
         )
+        check_sites(shape, groups)
         self.network = _network(structure, shape, False)
+        check_network(structure, self.network, groups, (dtype or torch.get_default_dtype()).itemsize)
         directions = structure != "eps" and prod(self.network.shapes[-1][1:]) > 1
         self.normalize = shape.sites > _LONG and directions if normalize == "auto" else normalize
         if self.normalize:
@@ -150,15 +158,18 @@ class TensorNetworkConv2d(PatchConv2d):
         """Draw new cores from torch's global generator.
 
         Chains start near the identity, trees near a sum of random linear features; the core of the output leg is then
-        centered and scaled on random patches, so that for inputs uniform on [0, 1] outputs have mean 0 and variance 1.
+        centered and scaled, so that for inputs uniform on [0, 1] outputs have mean 0 and variance 1: on random patches
+        (2048, or fewer where these would take much memory), for the feature map "identity" by exact moments wherever
+        nothing is divided. One number a site is not centered: its network is one product of all sites.
         """
         if self.weight.is_meta:
             return
         with torch.no_grad():
             moments = self.feature_map.moments(self._numbers)
-            draws = torch.rand(self.groups * self.network.shape.sites, self._numbers, _SAMPLES, dtype=torch.float64)
-            samples = self.feature_map(draws).reshape(self.groups, -1, self.network.shape.dim, _SAMPLES).unbind(1)
-            cores = self.network.initial(moments, samples)
+            count, shape = samples(self.network, self.groups), self.network.shape
+            draws = torch.rand(self.groups * shape.sites, self._numbers, count, dtype=torch.float64)
+            sites = self.feature_map(draws).reshape(self.groups, -1, shape.dim, count).unbind(1)
+            cores = self.network.initial(moments, sites)
             self.weight.copy_(torch.cat([core.flatten(1) for core in cores], 1))
             if self.bias is not None:
                 self.bias.zero_()
@@ -199,7 +210,9 @@ class TensorNetworkConv2d(PatchConv2d):
         # One block where shapes are symbols, for any batch size must fit, and on devices that want large tensors.
         if not again and (not mapped.is_cpu or torch.compiler.is_compiling()):
             return self._evaluate(mapped, size, self.weight)
-        images = max(1, limit // (self.groups * self.network.width() * size[0] * size[1]))
+        width = self.groups * self.network.width()
+        check_image(width, size[0] * size[1], self.weight.itemsize)
+        images = max(1, limit // (width * size[0] * size[1]))
         blocks = torch.split(mapped, images, 3) if images < mapped.shape[3] else (mapped,)
         if again:
             # The weight is an argument: a checkpoint recomputes with what it was given.
@@ -254,49 +267,74 @@ class TensorNetworkConv2d(PatchConv2d):
         return [*chain, root.permute(1, 0, 2), *reversed(right[1:]), right[0][..., None]]
 
     def _group(self, group: int) -> int:
-        if not 0 <= group < self.groups:
+        if not 0 <= whole(group, "group", 0) < self.groups:
             raise ValueError(f"group is {group} but the layer has {self.groups}: give 0 to {self.groups - 1}")
         return group
 
     def _tree(self) -> Tree:
         if not isinstance(self.network, Tree):
-            raise ValueError(f'structure is "{self.structure}", which has no bonds to cut: use "mps" or "tree"')
+            raise ValueError(f'structure is "{self.structure}", which has no bonds to truncate: use "mps" or "tree"')
         return self.network
 
-    def schmidt_values(self, cut: int, group: int = 0) -> Tensor:
-        """Singular values of the network's tensor across a bond, largest first, normalized to sum of squares 1.
+    @property
+    def cuts(self) -> range:
+        """Where the network's tensor can be split in two; see `schmidt_values`."""
+        if self.structure == "mera":
+            raise ValueError(
+                'structure is "mera", whose gates cross every cut: no single bond parts it in two; use "mps", "tree", '
+                'or "eps"'
+            )
+        return (
+            range(len(self.network.shapes) - 1) if self.structure == "tree" else range(1, self.network.shape.sites + 1)
+        )
 
-        The output leg belongs to the tensor as one more site: values tell how much the bond carries for all outputs.
+    def schmidt_spectra(self, group: int = 0) -> dict[int, Tensor]:
+        """The Schmidt values of every cut, from one canonical form; see `schmidt_values`."""
+        cores = [core[self._group(group)] for core in self._split(self.weight.detach())]
+        cuts, sites = self.cuts, self.network.shape.sites
+        if isinstance(self.network, Tree):
+            values = spectra(self.network, cores)
+            if self.structure == "mps":
+                # Cores stand left chain inwards, then right chain inwards.
+                middle = (sites + 1) // 2
+                values = values[:middle] + values[middle:][::-1]
+            return {cut: F.normalize(own, dim=0) for cut, own in zip(cuts, values, strict=True)}
+        table = cores[0].double().reshape(self.network.shape.outputs, -1).T
+        return {cut: plaquette_values(table, self.network.shape.dim**cut) for cut in cuts}
+
+    def schmidt_values(self, cut: int, group: int = 0) -> Tensor:
+        """Singular values of the network's tensor across a cut, largest first, normalized to sum of squares 1.
+
+        The output leg belongs to the tensor as one more site: values tell how much the cut carries for all outputs.
+        Divisions by norms (`normalize`) are left out.
 
         Args:
-            cut: "mps": between cores cut - 1 and cut of `cores()`, 1 to the number of sites. "tree": the bond above
-                core number cut of `cores()`, from 0, the root excepted: the sites under it against all others and the
-                outputs.
+            cut: One of `cuts`. "mps": between cores cut - 1 and cut of `cores()`, 1 to the number of sites. "tree": the
+                bond above core number cut of `cores()`, from 0, the root excepted: the sites under it against all
+                others and the outputs. "eps": the first `cut` sites in the layer's order against the others and the
+                outputs, 1 to the number of sites.
             group: Whose network.
 
         Returns:
-            (bond,), float64.
+            (numbers,), float64, at most as many as the bond has, or as the smaller side of a plaquette.
 
         Raises:
-            ValueError: For a structure without bonds, or a cut or group that is not there.
+            ValueError: For "mera", which no single bond parts in two, or a cut or group that is not there.
         """
-        tree = self._tree()
-        first, last = (1, tree.shape.sites) if self.structure == "mps" else (0, len(tree.nodes) - 2)
-        if not first <= cut <= last:
-            raise ValueError(f"cut is {cut} but this network is cut from {first} to {last}")
-        bond = cut
-        if self.structure == "mps":
-            # Cores stand left chain inwards, then right chain inwards.
-            middle = (tree.shape.sites + 1) // 2
-            bond = cut - 1 if cut <= middle else middle + tree.shape.sites - cut
-        cores = [core[self._group(group)] for core in self._split(self.weight.detach())]
-        values = schmidt_values(tree, cores, bond)
-        return F.normalize(values, dim=0)
+        if whole(cut, "cut", 0) not in self.cuts:
+            cuts = self.cuts
+            known = f"from {cuts[0]} to {cuts[-1]}" if cuts else "nowhere: it is one core"
+            raise ValueError(f"cut is {cut} but this network is cut {known}")
+        return self.schmidt_spectra(group)[cut]
+
+    def entanglement_entropies(self, group: int = 0) -> dict[int, float]:
+        """S = -sum l^2 ln l^2 of the Schmidt values l of every cut, in nats: at most the logarithm of their number."""
+        spectra_of = self.schmidt_spectra(group)
+        return {cut: float(torch.special.entr(values**2).sum()) for cut, values in spectra_of.items()}
 
     def entanglement_entropy(self, cut: int, group: int = 0) -> float:
-        """S = -sum l^2 ln l^2 of the Schmidt values l across a bond, in nats: at most ln(bond); see schmidt_values."""
-        chances = self.schmidt_values(cut, group) ** 2
-        return float(torch.special.entr(chances).sum())
+        """S = -sum l^2 ln l^2 of the Schmidt values l across a cut, in nats: at most ln(bond); see schmidt_values."""
+        return float(torch.special.entr(self.schmidt_values(cut, group) ** 2).sum())
 
     def truncate(self, bond_dim: int) -> tuple[TensorNetworkConv2d, float]:
         """The same layer with bonds of at most `bond_dim`, by singular values.

@@ -66,11 +66,11 @@ def relative(layer, conv):
 def test_full_rank_is_the_convolution(case, method):
     args, x = case
     conv = drawn(**args)
-    layer = factorize(conv, method)
+    layer = factorize(conv, method, "full")
     assert layer.error < 1e-12
     torch.testing.assert_close(layer(x.double()), conv(x.double()), rtol=0, atol=1e-6)
     torch.testing.assert_close(layer(x[0].double()), conv(x[0].double()), rtol=0, atol=1e-6)
-    single = factorize(conv.float(), method)
+    single = factorize(conv.float(), method, "full")
     assert single.stages[0].weight.dtype == torch.float32
     want = conv(x).detach()
     torch.testing.assert_close(single(x).detach(), want, rtol=0, atol=1e-5 * max(1, float(want.abs().max())))
@@ -98,7 +98,7 @@ def test_the_stated_error_is_that_of_the_responses(method, groups):
     assert layer.error == pytest.approx(error, rel=1e-10)
     assert 0.1 < error < 1
     torch.testing.assert_close(layer.dense_weight(), weight, rtol=0, atol=1e-12)
-    single = factorize(drawn(4, 6, (3, 2), groups=groups).float(), method)
+    single = factorize(drawn(4, 6, (3, 2), groups=groups).float(), method, "full")
     # Weights as stored: float32 rounds, and the error says so.
     assert 1e-9 < single.error < 1e-6
 
@@ -140,6 +140,41 @@ def test_tucker_and_tt_errors_against_singular_values():
     best = np.sqrt((values[2:] ** 2).sum()) / np.linalg.norm(weight)
     assert factorize(conv, "tucker", (2, 8)).error == pytest.approx(best, rel=1e-6)
     assert factorize(conv, "tt", (2, 24, 8)).error == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": (2, 1)}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_rank_the_largest_that_is_smaller_is_chosen(method, options):
+    conv = drawn(8, 12, (3, 5), padding=(1, 2), **options)
+    layer = factorize(conv, method, iterations=5)
+    plain, chain = count(conv, (8, 64, 64)), count(layer, (8, 64, 64))
+    assert chain.params < plain.params
+    assert chain.macs().total() < plain.macs().total()
+    # One more would not be smaller; caps of single ranks aside, which the constructor knows.
+    more = FactorizedConv2d(8, 12, (3, 5), padding=(1, 2), method=method, rank=max(layer.rank) + 1, **options)
+    larger = count(more, (8, 64, 64))
+    assert larger.params >= plain.params or larger.macs().total() >= plain.macs().total()
+    assert 0 < layer.error < 1
+
+
+def test_what_cannot_shrink_is_refused_and_what_was_asked_for_is_said():
+    # A depthwise convolution has 9 weights a group; a chain of rank 1 has them and more.
+    for method, size in (("cp", "8 weights"), ("tucker", "11 weights"), ("tt", "8 weights")):
+        conv = drawn(4, 4, 3, groups=4)
+        if method != "tucker":
+            assert sum(p.numel() for p in factorize(conv, method).parameters()) < 40
+            conv = drawn(4, 4, 2, groups=4)
+            size = "6 weights"
+        with pytest.raises(ValueError, match=f"of rank 1, method '{method}', has {size}"):
+            factorize(conv, method)
+    # A stride of 4 lets the first stage see 16 times the pixels of the output.
+    with pytest.raises(ValueError, match=r"conv has 36 weights a group .* 11 weights and 80 multiplications"):
+        factorize(drawn(4, 1, 3, stride=4), "tt")
+    with pytest.raises(ValueError, match="rank is 'half': give \"full\", None"):
+        factorize(drawn(2, 2, 3), "tt", "half")
+    assert factorize(drawn(4, 4, 3, groups=4), "tucker", "full").error < 1e-12
+    with pytest.warns(UserWarning, match=re.escape("ranks (2, 4, 2), has 56 weights a group but conv has 36")):
+        assert factorize(drawn(2, 2, 3), "tt", (2, 4, 2)).rank == (2, 4, 2)
 
 
 @pytest.mark.parametrize("method", METHODS)

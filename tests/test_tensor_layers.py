@@ -11,6 +11,9 @@ from torch import nn
 from qconv.energy import count
 from qconv.tensor_layers import TensorNetworkConv2d
 from qconv.tensors.feature_maps import FEATURE_MAPS, FeatureMap
+from qconv.tensors.mera import Mera
+from qconv.tensors.sizes import samples
+from qconv.tensors.structures import Shape
 from qconv.testing import check_layer
 
 
@@ -255,6 +258,84 @@ def test_errors_say_what_to_do(options, message):
         message = r"9 sites of dimension 8: 8\^9"
     with pytest.raises(ValueError, match=message):
         TensorNetworkConv2d(**options)
+
+
+def test_half_precision_is_refused_in_the_layers_own_words():
+    with pytest.raises(
+        ValueError, match=r"the layer is torch\.float16 but TensorNetworkConv2d computes in torch\.float32"
+    ):
+        built(1, 2, 2).half()(images(1, 1, 3, 3).half())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"structure": "mera", "kernel_size": 28}, r"784 sites .* for every patch; at most 2,097,152 numbers"),
+        ({"structure": "mera", "kernel_size": 14}, r"makes a tensor of 16,777,216 numbers, 67,108,864 bytes for every"),
+        ({"structure": "mera", "kernel_size": 8, "bond_dim": 999}, r"has cores of .* at most 1,073,741,824 bytes"),
+        ({"kernel_size": 28, "bond_dim": 1000}, r"bond_dim 1000 has cores of 1,540,747,048 numbers, 6,162,988,192 b"),
+        ({"kernel_size": 28, "bond_dim": 10**9, "structure": "tree"}, r"has cores of over 2\^94 numbers"),
+        ({"kernel_size": (3, 6), "structure": "eps", "out_channels": 4096}, r"1,073,741,824 numbers, 4,294,967,296 b"),
+        ({"kernel_size": 10**5}, r"10000000000 sites of dimension 2 are 20,000,000,000 numbers, 80,000,000,000 bytes"),
+        ({"in_channels": 10**5, "out_channels": 10**5, "groups": 10**5, "kernel_size": 4}, "in 100000 groups are"),
+        ({"in_channels": 10**5}, "a site has dimension 200000, whose covariance has 40,000,000,000 numbers"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_absurd_sizes_are_refused_before_they_are_made(options, says, device):
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=says):
+        TensorNetworkConv2d(**{"in_channels": 1, "out_channels": 10, "kernel_size": 1, "device": device, **options})
+    # Nothing was drawn either.
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bytes_are_those_of_the_dtype():
+    options = {"kernel_size": (3, 6), "structure": "eps", "device": "meta"}
+    assert TensorNetworkConv2d(1, 1024, **options).weight.numel() == 2**28
+    with pytest.raises(ValueError, match="268,435,456 numbers, 2,147,483,648 bytes"):
+        TensorNetworkConv2d(1, 1024, **options, dtype=torch.float64)
+
+
+def test_an_image_of_too_many_patches_is_refused():
+    layer = built(1, 2, (2, 8), structure="mera", bond_dim=4)
+    numbers = layer.network.width()
+    side = int((2**28 / numbers) ** 0.5) + 10
+    with pytest.raises(ValueError, match=rf"{(side - 1) * (side - 7)} patches of one image make a tensor of"):
+        layer(torch.zeros(1, 1, side, side))
+
+
+def test_random_patches_become_fewer_where_they_are_large():
+    small, large = (Mera(Shape(sites, 2, 10, 4)) for sites in (36, 64))
+    assert samples(small, 1) == 2048
+    assert samples(large, 1) == 2**25 // large.width() == 128
+    assert samples(small, 10**6) == 32
+
+
+@pytest.mark.parametrize("checkpoint", [False, "auto"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_function_transforms(structure, checkpoint):
+    layer = built(1, 2, 2, structure=structure, checkpoint=checkpoint, dtype=torch.float64)
+    x = images(3, 1, 3, 3, dtype=torch.float64)
+
+    def function(weight, x):
+        return torch.func.functional_call(layer, {"weight": weight}, (x,))
+
+    want = function(layer.weight, x)
+    weights = torch.stack([layer.weight.detach(), 2 * layer.weight.detach()])
+    torch.testing.assert_close(torch.func.vmap(function, (None, 0))(layer.weight, x), want)
+    torch.testing.assert_close(torch.func.vmap(function, (0, None))(weights, x)[0], want)
+    for argnum in range(2):
+        forward, backward = (make(function, argnum)(layer.weight, x) for make in (torch.func.jacfwd, torch.func.jacrev))
+        torch.testing.assert_close(forward, backward)
+        assert forward.shape == (*want.shape, *(layer.weight, x)[argnum].shape)
+
+
+def test_what_recomputes_cannot_be_transformed():
+    layer = built(1, 2, 2, checkpoint=True)
+    with pytest.raises(RuntimeError, match="saved tensor hooks"):
+        torch.func.jacrev(layer)(images(1, 1, 3, 3))
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

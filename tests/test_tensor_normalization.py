@@ -1,8 +1,9 @@
 """Fresh tensor networks, and long ones that divide by norms: outputs of sane size on any images."""
 
+import numpy as np
 import pytest
 import torch
-from dense_networks import BONDED, built, images, jolted
+from dense_networks import BONDED, built, dense, images, jolted
 from torch import nn
 
 from qconv.binary_modules import PixelBits
@@ -27,6 +28,54 @@ def test_fresh_outputs_have_unit_variance_and_every_core_a_gradient(structure, k
     gradients = [part.norm().item() for part in layer._split(layer.weight.grad)]
     assert max(gradients) < 300 * min(gradients)
     assert min(gradients) > 1e-3
+
+
+def exact_variances(layer, group=0):
+    """Means and variances over the outputs for independent uniform numbers, from the dense tensor; identity map."""
+    tensor = dense(layer, group)
+    numbers = layer.feature_map.size(layer.in_channels // layer.groups if layer.site == "pixel" else 1)
+    mean = np.full(numbers, 1 / 2)
+    second = np.diag(np.full(numbers, 1 / 12)) + np.outer(mean, mean)
+    once, twice = tensor, tensor
+    for _ in range(tensor.ndim - 1):
+        once, twice = np.tensordot(once, mean, axes=(1, 0)), np.tensordot(twice, second, axes=(1, 0))
+    return once, (tensor * twice).reshape(len(tensor), -1).sum(1) - once**2
+
+
+@pytest.mark.parametrize("bond_dim", [1, 2, 3])
+@pytest.mark.parametrize(("channels", "kernel_size"), [(2, 1), (2, (1, 2)), (3, (1, 3)), (3, 2), (2, (1, 5)), (2, 3)])
+@pytest.mark.parametrize("structure", [*STRUCTURES, "eps"])
+def test_the_identity_maps_variance_is_exactly_1(structure, channels, kernel_size, bond_dim):
+    """Products of plain numbers have heavy tails: a variance over samples would be off by a factor of 2."""
+    layer = built(
+        2 * channels, 8, kernel_size, groups=2, structure=structure, bond_dim=bond_dim, feature_map="identity",
+        dtype=torch.float64,
+    )  # fmt: skip
+    for group in range(2):
+        means, variances = exact_variances(layer, group)
+        assert variances.mean() == pytest.approx(1, abs=1e-9)
+        if layer.network.shapes[-1][1:] not in ((1,), (1, 1)):
+            assert np.abs(means).max() < 1e-9
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 4, 5])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_identity_map_of_one_number_a_site_is_a_product(structure, kernel_size):
+    layer = built(1, 3, kernel_size, structure=structure, bond_dim=3, feature_map="identity", dtype=torch.float64)
+    assert not layer.normalize
+    sites = kernel_size**2
+    factors = layer(torch.ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)).flatten()
+    x = images(5, 1, kernel_size, kernel_size, dtype=torch.float64)
+    torch.testing.assert_close(layer(x).flatten(1), x.flatten(1).prod(1)[:, None] * factors, rtol=1e-9, atol=0)
+    # Of a product of n uniform numbers: E p^2 = 3^-n, E p = 2^-n.
+    assert (factors**2).mean().item() * (3.0**-sites - 4.0**-sites) == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_identity_map_of_many_sites_is_divided_and_near_unit_variance(structure):
+    layer = built(2, 8, 4, structure=structure, bond_dim=3, feature_map="identity")
+    assert layer.normalize
+    assert 0.7 < layer(images(4096, 2, 4, 4, seed=5)).var(0).mean() < 1.4
 
 
 def mean_square_root(layer, x):

@@ -34,6 +34,53 @@ def test_schmidt_values_and_entropy_are_the_dense_ones(structure, kernel_size, f
         assert layer.entanglement_entropy(cut, group) == pytest.approx(-(chances * np.log(chances)).sum(), abs=1e-9)
 
 
+@pytest.mark.parametrize("kernel_size", [(1, 1), (1, 2), (2, 2), (1, 7)])
+@pytest.mark.parametrize("structure", [*BONDED, "eps"])
+def test_every_cut_in_one_call(structure, kernel_size):
+    layer = jolted(built(2, 6, kernel_size, groups=2, structure=structure, bond_dim=4))
+    sites = layer.network.shape.sites
+    if structure != "tree":
+        assert layer.cuts == range(1, sites + 1)
+    for group in range(2):
+        spectra, entropies = layer.schmidt_spectra(group), layer.entanglement_entropies(group)
+        assert list(spectra) == list(entropies) == list(layer.cuts)
+        tensor = dense(layer, group)
+        for cut, got in spectra.items():
+            if structure == "eps":
+                # The first sites against the others and the outputs.
+                matrix = np.moveaxis(tensor, 0, -1).reshape(2**cut, -1)
+            else:
+                matrix = matricized(layer, cut, group)
+            want = np.linalg.svd(matrix, compute_uv=False)
+            want = want / np.linalg.norm(want)
+            size = min(len(got), len(want))
+            np.testing.assert_allclose(got.numpy()[:size], want[:size], atol=1e-12)
+            assert np.abs(want[size:]).sum() < 1e-10
+            chances = want[want > 1e-12] ** 2
+            assert entropies[cut] == pytest.approx(-(chances * np.log(chances)).sum(), abs=1e-9)
+            assert torch.equal(layer.schmidt_values(cut, group), got)
+            assert layer.entanglement_entropy(cut, group) == entropies[cut]
+
+
+def test_a_plaquette_of_a_train_has_the_trains_spectrum():
+    train = jolted(built(1, 3, (1, 4), bond_dim=4, dtype=torch.float64))
+    plaquette = built(1, 3, (1, 4), structure="eps", dtype=torch.float64)
+    with torch.no_grad():
+        plaquette.weight.copy_(torch.from_numpy(dense(train)).flatten()[None])
+    x = images(2, 1, 3, 6, dtype=torch.float64)
+    torch.testing.assert_close(plaquette(x), train(x), rtol=1e-10, atol=1e-10)
+    # The outputs of a train stand between its two middle sites: left of them both cuts part the same sites.
+    for cut in (1, 2):
+        want = train.schmidt_values(cut)
+        torch.testing.assert_close(plaquette.schmidt_values(cut)[: len(want)], want, rtol=0, atol=1e-12)
+
+
+def test_entropies_of_a_chain_over_a_whole_image():
+    entropies = built(1, 10, 14, bond_dim=5).entanglement_entropies()
+    assert len(entropies) == 196
+    assert all(-1e-12 <= entropy <= math.log(5) for entropy in entropies.values())
+
+
 def test_entropy_of_known_states():
     layer = built(1, 1, (1, 2), bond_dim=2, dtype=torch.float64)
     eye = torch.eye(2, dtype=torch.float64)
@@ -129,6 +176,20 @@ def test_errors_of_cuts_and_truncation():
     for cut in (0, 5):
         with pytest.raises(ValueError, match=f"cut is {cut} but this network is cut from 1 to 4"):
             layer.schmidt_values(cut)
+    for structure, cut, says in (
+        ("tree", 2, "from 0 to 1"), ("eps", 5, "from 1 to 4"), ("eps", 0, "from 1 to 4"), ("mps", 1.5, "whole number"),
+        ("mps", "all", "whole number"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            built(1, 2, 2, structure=structure, bond_dim=3).schmidt_values(cut)
+    with pytest.raises(ValueError, match="cut nowhere: it is one core"):
+        built(1, 2, 1, structure="tree").schmidt_values(0)
+    assert built(1, 2, 1, structure="tree").schmidt_spectra() == {}
+    for ask in ("schmidt_spectra", "entanglement_entropies"):
+        with pytest.raises(ValueError, match='structure is "mera", whose gates cross every cut'):
+            getattr(built(1, 2, 2, structure="mera"), ask)()
+    with pytest.raises(ValueError, match="group is 'first'"):
+        layer.schmidt_spectra("first")
     with pytest.raises(ValueError, match="group is 1 but the layer has 1"):
         layer.cores(1)
     with pytest.raises(ValueError, match="bond_dim is 4 but the layer has 3"):

@@ -1,4 +1,9 @@
-"""Matrix product states and tree tensor networks as circuits: what is an isometry is rows of a unitary."""
+"""Matrix product states and tree tensor networks as circuits: what is an isometry is rows of a unitary.
+
+From a layer: `isometric_circuit(layer_network(layer))`, which takes a TensorNetworkConv2d(structure="mps" or "tree",
+feature_map="cos_sin") with bond_dim up to 4 (`layer.truncate(4)` shortens longer ones). A bond of D fills the qubits of
+the next power of two, so 3 costs as many as 4: choose 2 or 4.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import pi
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,11 +20,9 @@ from torch import Tensor
 
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.naming import unknown
+from qconv.tensor_layers import TensorNetworkConv2d
+from qconv.tensors.structures import Tree
 from qconv.tensors.trains import check_train
-
-if TYPE_CHECKING:
-    from qconv.tensor_layers import TensorNetworkConv2d
-    from qconv.tensors.structures import Tree
 
 Matrix = NDArray[np.complex128]
 MAX_QUBITS = 4  # of one tensor's unitary: a tree of bond 4
@@ -94,6 +97,11 @@ def layer_network(layer: TensorNetworkConv2d, group: int = 0) -> TreeNetwork:
     Raises:
         ValueError: For another layer.
     """
+    if not isinstance(layer, TensorNetworkConv2d):
+        raise ValueError(
+            f"layer is a {type(layer).__name__}: give a TensorNetworkConv2d (the circuit of a QuantumConv2d is its "
+            "`circuit`)"
+        )
     channels, (rows, columns) = layer.in_channels // layer.groups, layer.kernel_size
     known = layer.structure in ("mps", "tree") and layer.feature_map.name == "cos_sin"
     if not known or (channels > 1 and layer.site != "feature"):
@@ -108,7 +116,7 @@ def layer_network(layer: TensorNetworkConv2d, group: int = 0) -> TreeNetwork:
     cores = [core.detach() for core in layer.cores(group)]
     if layer.structure == "mps":
         return train_network(cores, (len(order) + 1) // 2, order)
-    nodes = cast("Tree", layer.network).nodes
+    nodes = cast(Tree, layer.network).nodes
     places = [*order, *range(len(order), len(order) + len(nodes))]
     return TreeNetwork(tuple(cores), tuple(tuple(places[c] for c in node if c is not None) for node in nodes))
 
@@ -176,18 +184,22 @@ def isometric_circuit(network: TreeNetwork, readout: str = "postselect") -> Isom
     Readout "discard": only the output register is measured, and freed qubits are traced out: p_o(x) = sum over the
     freed qubits' outcomes m of |A_{o,m}(x)|^2, of which "postselect" is the term m = 0. These add up to 1 over the
     register's states and need no post-selection, but they are those of the circuit: a classifier of its own, which
-    depends on the other rows of the unitaries too.
+    depends on the other rows of the unitaries too. It needs 2 outputs or more, and a root whose rows are orthonormal up
+    to a factor, which training does not keep: `isometric_root(network)` makes them so.
 
     Args:
-        network: Bonds such that a tensor's children fill at most 4 qubits: up to 4 in a tree, 8 in a train. Every
-            feature is used once. A layer that divides by norms on the way computes the same up to a factor.
-        readout: "postselect", up to 12 wires, or "discard".
+        network: Bonds such that a tensor's children fill at most 4 qubits, a bond of D filling those of the next power
+            of two: bonds up to 4 in a tree or a layer, in a train without a core of outputs up to 8. A root that is no
+            isometry takes one qubit more beside its outputs': up to 8 outputs. Every feature is used once. A layer that
+            divides by norms on the way computes the same up to a factor.
+        readout: "postselect", up to 12 wires, or "discard", whose register may have as many.
 
     Returns:
         The circuit, of gates RY, U3 and CNOT, and its weights.
 
     Raises:
-        ValueError: For a network that is no such tree, 0, or too large; or for a "discard" that does not apply.
+        ValueError: For something else than a TreeNetwork, one that is no such tree, 0, or too large; or for a "discard"
+            that does not apply.
 
     Source: Huggins et al., Towards quantum machine learning with tensor networks (arXiv:1803.11537), for "discard" and
         the correspondence; Schön et al. (quant-ph/0501096) for matrix product states as circuits; Martyn et al.
@@ -205,7 +217,7 @@ def isometric_circuit(network: TreeNetwork, readout: str = "postselect") -> Isom
     if readout == "discard" and not (exact and read):
         raise ValueError(
             f"the root has {len(root)} outputs and singular values {_singular(root)}: readout 'discard' needs 2 or "
-            "more outputs, and rows that are orthonormal up to a factor; use 'postselect'"
+            "more outputs, and rows that are orthonormal up to a factor; use 'postselect', or isometric_root(network)"
         )
     zeros = tuple(wire for wire in range(builder.size) if wire not in read)
     measured = sorted(read) if readout == "discard" else range(builder.size)
@@ -222,8 +234,43 @@ def isometric_circuit(network: TreeNetwork, readout: str = "postselect") -> Isom
     return IsometricCircuit(circuit, weights, scale, len(root), read, zeros)
 
 
+def isometric_root(network: TreeNetwork) -> TreeNetwork:
+    """The network in canonical form with the isometry nearest to its root in place of the root, for "discard".
+
+    With the root C = U S V^T as a matrix (outputs, children), the new one is U V^T: outputs become (C C^T)^(-1/2) f(x),
+    as if a last linear layer had whitened them. Train on, or measure, what is left of an accuracy.
+
+    Raises:
+        ValueError: For something else than a tree network of independent outputs, at most as many as the root's
+            children have states.
+
+    Source: Fan & Hoffman, Proc. Am. Math. Soc. 6, 111 (1955): the polar factor is the nearest isometry.
+    """
+    tensors = _canonical(network)
+    root = tensors[-1].reshape(len(tensors[-1]), -1)
+    values = np.linalg.svd(root, compute_uv=False)
+    if len(root) > root.shape[1] or values[-1] < 1e-10 * values[0]:
+        raise ValueError(
+            f"the root takes {root.shape[1]} numbers to {len(root)} outputs with singular values {_singular(root)}: "
+            "only independent rows, at most as many as there are numbers, can be made orthonormal; take fewer outputs"
+        )
+    u, _, vh = np.linalg.svd(root, full_matrices=False)
+    tensors[-1] = (u @ vh).reshape(tensors[-1].shape)
+    real = not any(tensor.imag.any() for tensor in tensors)
+    arrays = [np.ascontiguousarray(tensor.real if real else tensor) for tensor in tensors]
+    return TreeNetwork(tuple(torch.from_numpy(array) for array in arrays), network.children)
+
+
 def _canonical(network: TreeNetwork) -> list[Matrix]:
     """The tensors as arrays, rows orthonormal in all but the root."""
+    if not isinstance(network, TreeNetwork) or not all(isinstance(tensor, Tensor) for tensor in network.tensors):
+        kinds = type(network).__name__
+        if isinstance(network, TreeNetwork):
+            kinds += " of " + ", ".join(sorted({type(tensor).__name__ for tensor in network.tensors}))
+        raise ValueError(
+            f"network is a {kinds}: give a TreeNetwork of torch tensors, such as layer_network(layer) of a "
+            "TensorNetworkConv2d or train_network(cores)"
+        )
     n, count = network.features, len(network.tensors)
     tensors = [t.detach().cpu().to(torch.complex128).resolve_conj().numpy() for t in network.tensors]
     if len(network.children) != count or sorted(chain(*network.children)) != list(range(n + count - 1)):
@@ -302,7 +349,7 @@ class _Builder:
         if len(wires) > MAX_QUBITS:
             raise ValueError(
                 f"a tensor's unitary acts on {len(wires)} qubits but at most {MAX_QUBITS} are written as gates: "
-                "truncate the bonds, to 4 in a tree or 8 in a train, or take fewer outputs"
+                "truncate the bonds, to 4 in a layer or tree or 8 in a train without outputs, or take fewer outputs"
             )
         from qiskit import QuantumCircuit, transpile
 

@@ -91,8 +91,12 @@ def kernel_to_tensor_train(
 
     Raises:
         Unsupported: For an amplitude encoding, or a large kernel of another kind than above or with a rank over 512.
-        ValueError: For weights that are missing or do not fit.
+        ValueError: For something else than a kernel, or weights that are missing or do not fit.
     """
+    if not isinstance(kernel, FourierConv2d | QuantumConv2d | Circuit):
+        raise ValueError(
+            f"kernel is a {type(kernel).__name__}: give a QuantumConv2d, a FourierConv2d, or a Circuit with weights"
+        )
     if isinstance(kernel, FourierConv2d):
         _refuse_weights(kernel, weights, noise)
         with torch.no_grad():
@@ -100,6 +104,11 @@ def kernel_to_tensor_train(
         return _from_table(table, kernel.spectrum)
     if isinstance(kernel, QuantumConv2d):
         _refuse_weights(kernel, weights, noise)
+        if kernel.readout.kind != "values" or kernel.channels == "separate":
+            raise Unsupported(
+                f"the layer has channels {kernel.channels!r} and readout {kernel.readout.kind!r}, which make "
+                "its outputs of several values of its circuit: convert layer.circuit with layer.weight"
+            )
         train = kernel_to_tensor_train(kernel.circuit, kernel.weight, noise=kernel.noise)
         per_group = len(train.cores[0][0]) // kernel.groups
         kept = [g * per_group + k for g in range(kernel.groups) for k in range(kernel.out_channels // kernel.groups)]
@@ -107,6 +116,8 @@ def kernel_to_tensor_train(
         return KernelTrain(tuple(cores), train.spectrum)
     if weights is None:
         raise ValueError(f"weights are None but the circuit has {kernel.n_weights}: give them")
+    if not isinstance(weights, Tensor):
+        raise ValueError(f"weights are a {type(weights).__name__}: give a torch.Tensor, such as torch.tensor(weights)")
     spectrum, filters = spectrum_of(kernel), weights.detach().double().cpu()
     if prod(spectrum.sizes) <= MAX_COEFFICIENTS:
         found = surrogate(kernel, filters, noise=noise)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from qconv.tensors.feature_maps import Moments
-from qconv.tensors.structures import SECOND_ORDER, Shape, Structure, mixing, unit, unit_counts
+from qconv.tensors.structures import SECOND_ORDER, Shape, Structure, TopMoments, mixing, unit, unit_counts
+
+_MOST_DOUBLED = 2**24  # numbers in the largest tensor of two copies of a network
 
 
 class Mera(Structure):
@@ -42,6 +44,7 @@ class Mera(Structure):
             merged = [min(shape.bond, a * b) for a, b in zip(dims[::2], dims[1::2], strict=False)]
             shapes += [(m, a, b) for m, a, b in zip(merged, dims[::2], dims[1::2], strict=False)]
             dims = merged + dims[len(dims) - len(dims) % 2 :]
+        self.remaining = tuple(dims)
         self.shapes = (*shapes, (shape.outputs, prod(dims)))
 
     def top(self, sites: Sequence[Tensor], cores: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -74,6 +77,20 @@ class Mera(Structure):
                 cores.append(mixing(moments, groups, (merged, dims[k], dims[k + 1]), raw[k : k + 2]))
             raw = [False] * (len(dims) // 2) + raw[len(dims) - len(dims) % 2 :]
         return cores
+
+    def top_moments(self, moments: Moments, cores: Sequence[Tensor], groups: int) -> list[TopMoments] | None:
+        """See Structure: two copies of the network take each site's mean of phi phi^T to that of v v^T."""
+        if self.normalize or self.width() ** 2 > _MOST_DOUBLED:
+            return None
+        site = moments.mean.expand(groups, -1)[..., None]
+        mean = self.top([site] * self.shape.sites, cores)[0]
+        site = moments.second.expand(groups, -1, -1).flatten(1)[..., None]
+        flat = self.top([site] * self.shape.sites, [_doubled(core) for core in cores])[0]
+        # Both copies of each remaining leg stand side by side.
+        legs = flat.reshape(groups, *(size for size in self.remaining for _ in range(2)))
+        order = [1 + 2 * k + copy for copy in range(2) for k in range(len(self.remaining))]
+        second = legs.permute(0, *order).reshape(groups, prod(self.remaining), prod(self.remaining))
+        return [TopMoments(mean[..., 0], second)]
 
     def counts(self) -> Counter[str]:
         """See Structure: the sums of products of `top`, in its order."""
@@ -125,6 +142,13 @@ class Mera(Structure):
             (_, p, b), (_, q, _) = states
             steps.append((b, p * q))
         return [(summed, made, summed * made) for summed, made in steps]
+
+
+def _doubled(core: Tensor) -> Tensor:
+    """Two copies of a core (groups, a, b, ...) as one whose legs are pairs: (groups, a * a, b * b, ...)."""
+    first = core.reshape(len(core), *(size for leg in core.shape[1:] for size in (leg, 1)))
+    second = core.reshape(len(core), *(size for leg in core.shape[1:] for size in (1, leg)))
+    return (first * second).reshape(len(core), *(leg**2 for leg in core.shape[1:]))
 
 
 def _coarse_grained(states: list[Tensor], cores: Iterator[Tensor], sites: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Schmidt values of tree tensor networks, and their truncation with the exact error.
+"""Schmidt values of tensor networks, and the truncation of trees with the exact error.
 
 Everything is read off a canonical form: every core but the root maps its children isometrically to its parent, so the
 norm of the whole tensor is the root's, and the singular values across a bond are those of a small matrix.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qconv.tensors.structures import Tree
@@ -69,17 +70,33 @@ def _compressed(matrix: Tensor) -> Tensor:
     return triangle.T
 
 
-def schmidt_values(tree: Tree, cores: Sequence[Tensor], bond: int) -> Tensor:
-    """Singular values across the bond above core number `bond`, largest first, of the tensor as it is.
+def spectra(tree: Tree, cores: Sequence[Tensor]) -> list[Tensor]:
+    """Singular values across the bond above every core but the root, in one pass from the root down.
 
     Args:
         tree: The network.
         cores: Of one group, any dtype; computed in float64.
-        bond: From 0 to the number of cores - 2.
     """
-    exact = canonical(tree, [core.detach().double() for core in cores])
-    values: Tensor = torch.linalg.svdvals(_factor_above(tree, exact, bond))
-    return values
+    exact, parents = canonical(tree, [core.detach().double() for core in cores]), _parents(tree)
+    factors: dict[int, Tensor] = {}
+    for k in range(len(exact) - 2, -1, -1):
+        above, axis = parents[k]
+        joined = torch.tensordot(factors[above], exact[above], dims=([0], [0])) if above in factors else exact[above]
+        factors[k] = _compressed(joined.movedim(axis, 0).flatten(1))
+    return [torch.linalg.svdvals(factors[k]) for k in range(len(exact) - 1)]
+
+
+def plaquette_values(table: Tensor, rows: int) -> Tensor:
+    """Singular values, to sum of squares 1, of a plaquette's table (sites' indices, outputs) cut after its first sites.
+
+    Args:
+        table: (dim^N, outputs), the first site the slowest index.
+        rows: dim^cut.
+    """
+    matrix = table.reshape(rows, -1)
+    tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
+    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+    return F.normalize(values, dim=0)
 
 
 def distance(tree: Tree, cores: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -83,6 +83,13 @@ def merge_width(out: int, a: int, b: int) -> int:
     return max(out, min(a * b, a * out, b * out))
 
 
+class TopMoments(NamedTuple):
+    """Mean (groups, n) and mean of v v^T (groups, n, n) of a random vector v."""
+
+    mean: Tensor
+    second: Tensor
+
+
 class Structure(ABC):
     """A network whose last core, the root (outputs, l, r) or (outputs, l), is linear in what all others make.
 
@@ -122,15 +129,29 @@ class Structure(ABC):
     def width(self) -> int:
         """Numbers a patch of the largest intermediate tensor."""
 
+    @abstractmethod
+    def top_moments(self, moments: Moments, cores: Sequence[Tensor], groups: int) -> list[TopMoments] | None:
+        """Exact moments of what `top` makes of independent sites, vector by vector.
+
+        Args:
+            moments: Of each site's vector.
+            cores: (groups, *shape) for each shape but the root's, float64.
+            groups: Number of networks.
+
+        Returns:
+            None where divisions, or correlations between the vectors of a large network, leave only samples.
+        """
+
     def contract(self, sites: Sequence[Tensor], cores: Sequence[Tensor]) -> Tensor:
         """Outputs (groups, outputs, patches) of the whole network; see `top`."""
         top = self.top(sites, cores[:-1])
         return merge(cores[-1], *top) if len(top) == 2 else torch.bmm(cores[-1], top[0])
 
     def initial(self, moments: Moments, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Fresh cores, float64, whose outputs have mean 0 and variance 1 (averaged over outputs) over samples.
+        """Fresh cores, float64, whose outputs have mean 0 and variance 1 (averaged over outputs).
 
-        The root is drawn from a normal distribution, made orthogonal to the mean of what it takes, and scaled.
+        The root is drawn from a normal distribution, made orthogonal to the mean of what it takes, and scaled: over the
+        samples, or by exact moments where products have heavy tails.
 
         Args:
             moments: Of the feature map.
@@ -140,17 +161,36 @@ class Structure(ABC):
         """
         groups, n = samples[0].shape[0], samples[0].shape[-1]
         cores = self.body(moments, groups)
-        top = self.top(samples, cores)
-        mean = torch.bmm(top[0], top[1].mT) / n if len(top) == 2 else top[0].mean(-1)
+        exact = self.top_moments(moments, cores, groups) if moments.heavy else None
+        if exact is None:
+            top = self.top(samples, cores)
+            mean = torch.bmm(top[0], top[1].mT) / n if len(top) == 2 else top[0].mean(-1)
+        else:
+            mean = torch.einsum("gl,gr->glr", exact[0].mean, exact[1].mean) if len(exact) == 2 else exact[0].mean
         mean = mean.reshape(groups, -1, 1)
         root = torch.randn(groups, *self.shapes[-1], dtype=torch.float64).flatten(2)
         # Without its mean only where something else is left: one number times the mean would be nothing.
         if root.shape[-1] > 1:
             root = root - (root @ mean) @ (mean.mT / (mean * mean).sum(1, keepdim=True))
+        offset = (root @ mean)[..., 0]
         root = root.reshape(groups, *self.shapes[-1])
-        deviation = self.contract(samples, [*cores, root]).var(-1).mean(-1).sqrt()
-        root = root / deviation.clamp(min=1e-12).reshape(groups, *[1] * len(self.shapes[-1]))
+        if exact is None:
+            deviation = self.contract(samples, [*cores, root]).var(-1).mean(-1).sqrt().clamp(min=1e-12)
+        else:
+            variance = torch.diagonal(_propagated(root, exact).second, dim1=1, dim2=2) - offset**2
+            deviation = variance.mean(-1).clamp(min=1e-60).sqrt()
+        root = root / deviation.reshape(groups, *[1] * len(self.shapes[-1]))
         return [*cores, root]
+
+
+def _propagated(core: Tensor, below: Sequence[TopMoments]) -> TopMoments:
+    """Moments of what a core makes of independent vectors."""
+    if len(below) == 1:
+        return TopMoments((core @ below[0].mean[..., None])[..., 0], core @ below[0].second @ core.mT)
+    mean = torch.einsum("gplr,gl,gr->gp", core, below[0].mean, below[1].mean)
+    half = torch.einsum("gplr,glm->gpmr", core, below[0].second)
+    half = torch.einsum("gpmr,grs->gpms", half, below[1].second)
+    return TopMoments(mean, half.flatten(2) @ core.flatten(2).mT)
 
 
 class Node(NamedTuple):
@@ -215,6 +255,16 @@ class Tree(Structure):
             raw = [child < self.shape.sites for child in node if child is not None]
             cores.append(self._link(moments, groups, shape, raw) if self.chain else mixing(moments, groups, shape, raw))
         return cores
+
+    def top_moments(self, moments: Moments, cores: Sequence[Tensor], groups: int) -> list[TopMoments] | None:
+        """See Structure: what is below two children of a core is disjoint, so they are independent."""
+        if self.normalize:
+            return None
+        site = TopMoments(moments.mean.expand(groups, -1), moments.second.expand(groups, -1, -1))
+        vectors = [site] * self.shape.sites
+        for node, core in zip(self.nodes, cores, strict=False):
+            vectors.append(_propagated(core, [vectors[child] for child in node if child is not None]))
+        return [vectors[child] for child in self.nodes[-1] if child is not None]
 
     def _link(self, moments: Moments, groups: int, shape: tuple[int, ...], raw: Sequence[bool]) -> Tensor:
         s = self.shape
@@ -354,6 +404,18 @@ class Plaquette(Structure):
     def body(self, moments: Moments, groups: int) -> list[Tensor]:
         """See Structure: there is nothing but the root."""
         return []
+
+    def top_moments(self, moments: Moments, cores: Sequence[Tensor], groups: int) -> list[TopMoments]:
+        """See Structure."""
+        halves = []
+        for sites in (self.half, self.shape.sites - self.half):
+            one = torch.ones(1, dtype=torch.float64)
+            mean, second = one, one[:, None]
+            for _ in range(sites):
+                mean, second = torch.kron(mean, moments.mean), torch.kron(second, moments.second)
+            if sites:
+                halves.append(TopMoments(mean.expand(groups, -1), second.expand(groups, -1, -1)))
+        return halves
 
     def counts(self) -> Counter[str]:
         """See Structure."""

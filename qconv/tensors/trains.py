@@ -10,7 +10,7 @@ of Physics 326, 96 (2011) (arXiv:1008.3477), section 4, for canonical forms and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf, sqrt
 
 import torch
@@ -25,14 +25,18 @@ def check_train(cores: Sequence[Tensor]) -> Train:
     """The cores as a list, checked.
 
     Raises:
-        ValueError: Unless there is a core, all have three axes and one dtype, neighbors agree in the rank between them,
-            and the outer ranks are 1.
+        ValueError: Unless there is a core, all are tensors of three axes and one dtype, neighbors agree in the rank
+            between them, and the outer ranks are 1.
     """
+    if isinstance(cores, Tensor) or not isinstance(cores, Iterable):
+        raise ValueError(f"train is a {type(cores).__name__}: give a list of cores, tensors (rank, size, rank)")
     train = list(cores)
     if not train:
         raise ValueError("train has 0 cores: give at least 1 of shape (rank, size, rank)")
     left = 1
     for k, core in enumerate(train):
+        if not isinstance(core, Tensor):
+            raise ValueError(f"core {k} is a {type(core).__name__}: give a torch.Tensor, such as torch.as_tensor(core)")
         if core.ndim != 3:
             raise ValueError(f"core {k} has shape {tuple(core.shape)}: give three axes (rank, size, rank)")
         if core.dtype != train[0].dtype:
@@ -79,6 +83,8 @@ def from_dense(tensor: Tensor, tolerance: float = 0.0, max_rank: int | None = No
 
     Source: Oseledets (2011), algorithm 1 (TT-SVD).
     """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"tensor is a {type(tensor).__name__}: give a torch.Tensor, such as torch.as_tensor(tensor)")
     if tensor.ndim == 0 or tensor.numel() == 0:
         raise ValueError(f"tensor has shape {tuple(tensor.shape)}: give at least one axis, none of size 0")
     train, rest = [], tensor
