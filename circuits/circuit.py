@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-from circuits.drawing import draw
+from circuits.drawing import PlainTerms, draw
+from circuits.features import Feature, Product, simplest
 from circuits.gates import AMPLITUDE, GATES, GateSpec
 from circuits.naming import unknown
 
@@ -30,13 +31,15 @@ def _whole(name: str, value: object) -> int:
 
 @dataclass(frozen=True)
 class Angle:
-    """A gate's angle, `scale * source[index] + offset`, in radians.
+    """A gate's angle, `scale * source[index] + offset`, or `scale * computed + offset`, in radians.
 
     Args:
         source: "input" (a feature of the patch), "weight" (a trainable number) or "const" (the offset alone).
         index: Which feature or weight; 0 for "const".
         scale: Factor on it; the angle encoding uses pi.
         offset: Added to it.
+        computed: For source "input", a function of several features or a fixed function of one, in place of a plain
+            feature; index is then 0. `computed` builds such angles.
 
     Raises:
         ValueError: For an unknown source, a negative index, or a number that is not finite.
@@ -46,6 +49,7 @@ class Angle:
     index: int
     scale: float = 1.0
     offset: float = 0.0
+    computed: Feature | None = None
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
@@ -59,6 +63,26 @@ class Angle:
             )
         if not (abs(self.scale) < float("inf") and abs(self.offset) < float("inf")):
             raise ValueError(f"angle has scale {self.scale} and offset {self.offset}: both must be finite")
+        if self.computed is not None and (self.source, self.index) != ("input", 0):
+            raise ValueError(
+                f"computed angle has source {self.source!r} and index {self.index}: it reads features, so give 'input' "
+                "and 0"
+            )
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Indices of the features or weights that it reads."""
+        if self.source == "const":
+            return ()
+        return (self.index,) if self.computed is None else self.computed.indices
+
+    def shifted(self, source: Source, by: int) -> Angle:
+        """The angle reading features or weights `by` places further on, if it is of that source."""
+        if self.source != source:
+            return self
+        if self.computed is not None:
+            return replace(self, computed=self.computed.shifted(by))
+        return replace(self, index=self.index + by)
 
     def times(self, factor: float) -> Angle:
         """The angle multiplied by a number."""
@@ -71,14 +95,32 @@ class Angle:
         if self.source == "const":
             return repr(float(self.offset))
         letter = "x" if self.source == "input" else "w"
+        name = f"{letter}[{self.index}]" if self.computed is None else self.computed.text()
         scale = "" if self.scale == 1 else f"{float(self.scale)!r}*"
         offset = "" if self.offset == 0 else f"{float(self.offset):+}"
-        return f"{scale}{letter}[{self.index}]{offset}"
+        # Blanks part the angles of a gate.
+        return f"{scale}{name}{offset}".replace(" ", "")
 
 
 def const(value: float) -> Angle:
     """A fixed angle of `value` radians."""
     return Angle("const", 0, 1.0, float(value))
+
+
+def computed(terms: Mapping[Product, float], offset: float = 0.0) -> Angle:
+    """The angle that is a sum of products of features, such as {(Factor(0), Factor(1)): 2.0} for 2 x_0 x_1.
+
+    Args:
+        terms: Coefficient of each product of factors.
+        offset: Added to them.
+    """
+    found = simplest(terms)
+    if found is None:
+        return const(offset)
+    scale, feature = found
+    if isinstance(feature, Feature):
+        return Angle("input", 0, scale, offset, feature)
+    return Angle("input", feature, scale, offset)
 
 
 @dataclass(frozen=True)
@@ -158,6 +200,12 @@ class Gate:
         return " ".join([self.name, wires, *(angle.text() for angle in self.angles)])
 
 
+def _plain(feature: Feature | None) -> PlainTerms:
+    """A feature as tuples, for drawings."""
+    terms = () if feature is None else feature.terms
+    return tuple((c, tuple((f.index, f.function, f.parameters) for f in product)) for c, product in terms)
+
+
 @dataclass(frozen=True)
 class Circuit:
     """A parametrized quantum circuit with its readout: what a quantum convolution kernel is.
@@ -204,7 +252,7 @@ class Circuit:
                 )
 
     def _size(self, source: Source) -> int:
-        used = (a.index + 1 for gate in self.gates for a in gate.angles if a.source == source)
+        used = (k + 1 for gate in self.gates for a in gate.angles if a.source == source for k in a.reads)
         return max(used, default=0)
 
     @cached_property
@@ -216,6 +264,12 @@ class Circuit:
     def n_weights(self) -> int:
         """Number of trainable weights."""
         return self._size("weight")
+
+    @cached_property
+    def features(self) -> tuple[Feature, ...]:
+        """What must be computed from a patch before the circuit runs, each once; empty for plain features."""
+        found = (a.computed for gate in self.gates for a in gate.angles)
+        return tuple(dict.fromkeys(feature for feature in found if feature is not None))
 
     def counts(self) -> Counter[str]:
         """Gates by name."""
@@ -250,7 +304,8 @@ class Circuit:
             ValueError: For an unknown kind, or a width that is not positive.
         """
         columns = [
-            (g.name, g.wires, tuple((a.source, a.index, a.scale, a.offset) for a in g.angles)) for g in self.gates
+            (g.name, g.wires, tuple((a.source, a.index, a.scale, a.offset, _plain(a.computed)) for a in g.angles))
+            for g in self.gates
         ]
         if kind == "text":
             return draw(self.n_wires, columns, self.observables)
@@ -299,10 +354,14 @@ class Circuit:
 
     def shift_weights(self, by: int) -> Circuit:
         """The same circuit reading its weights from index `by` on: `a + b.shift_weights(a.n_weights)` shares none."""
-        gates = (
-            replace(g, angles=tuple(replace(a, index=a.index + by) if a.source == "weight" else a for a in g.angles))
-            for g in self.gates
-        )
+        return self._shifted("weight", by)
+
+    def shift_inputs(self, by: int) -> Circuit:
+        """The same circuit reading its features from index `by` on."""
+        return self._shifted("input", by)
+
+    def _shifted(self, source: Source, by: int) -> Circuit:
+        gates = (replace(g, angles=tuple(a.shifted(source, by) for a in g.angles)) for g in self.gates)
         return replace(self, gates=tuple(gates))
 
     def with_observables(self, observables: tuple[str, ...]) -> Circuit:

@@ -1,10 +1,17 @@
 """A circuit as a drawing in text."""
 
 from collections.abc import Sequence
-from math import isclose, pi
+from itertools import combinations
+from math import isclose, pi, prod
 
-# (name, wires, angles as (source, index, scale, offset)): plain tuples, so that this file knows no circuit type.
-Column = tuple[str, tuple[int, ...], tuple[tuple[str, int, float, float], ...]]
+# Plain tuples, so that this file knows no circuit type. A factor is (index, function, numbers), a term (coefficient,
+# factors), an angle (source, index, scale, offset, terms of what is computed), a column (name, wires, angles).
+PlainFactor = tuple[int, str, tuple[float, ...]]
+PlainTerms = tuple[tuple[float, tuple[PlainFactor, ...]], ...]
+PlainAngle = tuple[str, int, float, float, PlainTerms]
+Column = tuple[str, tuple[int, ...], tuple[PlainAngle, ...]]
+
+MOST_TERMS = 4  # of a sum that is written out
 
 # Controlled gate -> what its last wire carries; the wires before it are controls.
 CONTROLLED = {
@@ -36,7 +43,9 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def angle_text(source: str, index: int, scale: float, offset: float, subscript: str = "{}") -> str:
+def angle_text(
+    source: str, index: int, scale: float, offset: float, terms: PlainTerms = (), subscript: str = "{}"
+) -> str:
     """An angle as drawings show it.
 
     Args:
@@ -44,14 +53,66 @@ def angle_text(source: str, index: int, scale: float, offset: float, subscript: 
         index: See Angle.
         scale: See Angle.
         offset: See Angle.
+        terms: See Feature; empty for a plain feature.
         subscript: How the index is written behind x or w, such as "_{{{}}}".
     """
     if source == "const":
         return number(offset)
+    if terms:
+        return _computed_text(scale, offset, terms, subscript)
     symbol = ("x" if source == "input" else "w") + subscript.format(index)
     factor = {1.0: "", -1.0: "-"}.get(scale, number(scale))
     shift = "" if offset == 0 else ("+" if offset > 0 else "") + number(offset)
     return f"{factor}{symbol}{shift}"
+
+
+def _factor_text(factor: PlainFactor, subscript: str) -> str:
+    index, function, numbers = factor
+    name = "x" + subscript.format(index)
+    if function == "x":
+        return name
+    if function == "step":
+        return f"[{name}>{numbers[0]:.4g}]"
+    if function == "bit":
+        return f"bit{numbers[0]:.0f}({name})"
+    return f"arccos({name}²)" if function == "arccos_square" else f"{function}({name})"
+
+
+def _computed_text(scale: float, offset: float, terms: PlainTerms, subscript: str) -> str:
+    centers = _centers(scale, offset, terms)
+    if centers is not None:
+        brackets = [
+            f"({_factor_text(factor, subscript)}{'+' if center > 0 else ''}{number(center)})"
+            if center
+            else _factor_text(factor, subscript)
+            for factor, center in centers
+        ]
+        top = scale * terms[0][0]
+        return {1.0: "", -1.0: "-"}.get(top, number(top)) + "".join(brackets)
+    parts = [(scale * c, "".join(_factor_text(f, subscript) for f in product)) for c, product in terms]
+    if len(parts) > MOST_TERMS:
+        used = sorted({factor[0] for _, product in terms for factor in product})
+        return f"f(x{subscript.format(used[0])}..x{subscript.format(used[-1])})"
+    parts += [(offset, "")] if offset else []
+    texts = [({1.0: "", -1.0: "-"}.get(c, number(c)) if name else number(c)) + name for c, name in parts]
+    return texts[0] + "".join(text if text.startswith("-") else f"+{text}" for text in texts[1:])
+
+
+def _centers(scale: float, offset: float, terms: PlainTerms) -> list[tuple[PlainFactor, float]] | None:
+    """Factors f and numbers c such that the angle is its first coefficient times prod (f + c), or None."""
+    values = {frozenset(product): scale * c for c, product in terms} | {frozenset[PlainFactor](): offset}
+    top, factors = scale * terms[0][0], terms[0][1]
+    if len(set(factors)) < len(factors) or len(factors) > MOST_TERMS:
+        return None
+    whole = frozenset(factors)
+    centers = {factor: values.get(whole - {factor}, 0.0) / top for factor in factors}
+    for size in range(len(factors) + 1):
+        for kept in combinations(factors, size):
+            expected = top * prod(centers[factor] for factor in whole - set(kept))
+            # Other terms than subsets of the longest one are left over.
+            if not isclose(values.pop(frozenset(kept), 0.0), expected, rel_tol=1e-12, abs_tol=1e-12):
+                return None
+    return None if values else [(factor, centers[factor]) for factor in factors]
 
 
 def _labels(column: Column) -> dict[int, str]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from circuits.drawing import CONTROLLED, DIRECTED, Column, angle_text, moments_of
+from circuits.drawing import CONTROLLED, DIRECTED, Column, PlainAngle, angle_text, moments_of
 from circuits.gates import AMPLITUDE
 
 if TYPE_CHECKING:
@@ -73,11 +73,18 @@ def _gate_name(name: str) -> str:
     return f"${name}$" if len(name) == 1 else rf"$\mathrm{{{name}}}$"
 
 
-def _angle_texts(angles: Sequence[tuple[str, int, float, float]]) -> list[_Text]:
+# Words of drawings in text -> in mathtext.
+_IN_MATH = {"π": r"\pi ", "arc": r"\mathrm{arc}", "sin(": r"\sin(", "cos(": r"\cos(", "²": "^2", "..": r"\ldots "}
+_IN_MATH |= {"bit": r"\mathrm{bit}_"}
+
+
+def _angle_texts(angles: Sequence[PlainAngle]) -> list[_Text]:
     """Angles with commas between them, each in the color of its source."""
     texts: list[_Text] = []
     for k, angle in enumerate(angles):
-        words = angle_text(*angle, subscript="_{{{}}}").replace("π", r"\pi ")
+        words = angle_text(*angle, subscript="_{{{}}}")
+        for word, written in _IN_MATH.items():
+            words = words.replace(word, written)
         comma = "," if k < len(angles) - 1 else ""
         texts.append(_Text(f"${words}{comma}$", COLORS[angle[0]], ANGLE_SIZE))
     return texts

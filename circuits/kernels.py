@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from circuits.ansatze.library import ANSATZE, ansatz, find_ansatz
-from circuits.circuit import Circuit
+from circuits.circuit import Circuit, Gate
 from circuits.encodings import encode, find_encoding
+from circuits.gates import AMPLITUDE
+from circuits.readouts import find_readout
 
 
 def kernel_names() -> tuple[str, ...]:
@@ -30,38 +32,17 @@ def kernel_entangles(name: str) -> bool:
     return find_ansatz(name).entangles
 
 
-def readout_observables(readout: str | Sequence[str], wires: int) -> tuple[str, ...]:
-    """Pauli strings of a readout.
-
-    Args:
-        readout: "z" (Z of every wire), one Pauli string, or a list of them, each with one letter a wire.
-        wires: Number of qubits.
-
-    Raises:
-        ValueError: For a name that is neither "z" nor a Pauli string.
-    """
-    if readout == "z":
-        return tuple("I" * wire + "Z" + "I" * (wires - wire - 1) for wire in range(wires))
-    strings = (readout,) if isinstance(readout, str) else tuple(readout)
-    if not strings:
-        raise ValueError('readout is an empty list: give "z" or at least one Pauli string such as "ZZII"')
-    for text in strings:
-        if not text or set(text) - set("IXYZ"):
-            raise ValueError(f"readout {text!r} is neither 'z' nor a Pauli string: give {wires} letters of I, X, Y, Z")
-    # Lengths are checked by Circuit, which knows them best.
-    return strings
-
-
 def kernel(
     name: str,
     wires: int,
     depth: int = 2,
-    encoding: str = "angle",
+    encoding: str | Circuit = "angle",
     readout: str | Sequence[str] = "z",
     *,
     features: int | None = None,
     seed: int = 0,
     entangle: bool = True,
+    reupload: bool = False,
     **options: object,
 ) -> Circuit:
     """A named quantum convolution kernel.
@@ -70,10 +51,15 @@ def kernel(
         name: An ansatz of `kernel_names()`.
         wires: Number of qubits, at least 1.
         depth: Layers of the ansatz, at least 1.
-        encoding: How features enter: "angle" is RY(pi x), one feature a wire.
-        readout: "z" for the expectation of Z on every wire, or Pauli strings, wire 0 first.
+        encoding: How features enter: a name of `encoding_names()` ("angle" is RY(pi x), one feature a wire), or a
+            Circuit such as encode("zz", 4, entanglement="linear").
+        readout: "z" for the expectation of Z on every wire, or another of `find_readout`; of a readout that maps
+            expectation values further, the Pauli strings that it needs.
         features: Features of a patch; as many as the encoding holds on these wires by default.
         seed: Draws the structure of a random ansatz.
+        reupload: Whether the encoding is repeated before each of the `depth` layers, each the ansatz of depth 1 with
+            weights of its own (Pérez-Salinas et al., arXiv:1907.02085); else it stands once, before an ansatz of
+            `depth` layers. A layer that starts and ends with rotations then has both.
         entangle: False for the kernel's control: the same ansatz without gates on several wires and their weights.
         options: What the ansatz takes besides, such as ranges=(1, 2) of "strongly_entangling"; see
             `circuits.ansatz_options`.
@@ -84,6 +70,48 @@ def kernel(
     Raises:
         ValueError: For unknown names or options, or features that the wires do not hold.
     """
-    block = ansatz(name, wires, depth, seed, entangle=entangle, **options)
-    n_features = find_encoding(encoding).capacity(wires) if features is None else features
-    return (encode(encoding, n_features, wires) + block).with_observables(readout_observables(readout, wires))
+    encoder = _encoder(encoding, wires, features)
+    strings = find_readout(readout, wires).observables
+    if not reupload:
+        block = ansatz(name, wires, depth, seed, entangle=entangle, **options)
+        return (encoder + block).with_observables(strings)
+    if encoder.gates and encoder.gates[0].name == AMPLITUDE:
+        raise ValueError("encoding 'amplitude' prepares a state, which cannot be repeated: encode by rotations")
+    return interleaved([encoder] * depth, name, 1, seed, entangle=entangle, **options).with_observables(strings)
+
+
+def interleaved(
+    encoders: Sequence[Circuit], name: str, depth: int, seed: int = 0, *, entangle: bool = True, **options: object
+) -> Circuit:
+    """Encodings one after another, each followed by the ansatz with weights of its own.
+
+    Args:
+        encoders: Circuits of equally many wires that read no weights.
+        name: An ansatz of `kernel_names()`.
+        depth: Layers of each ansatz.
+        seed: As of `kernel`; a random ansatz has the same structure each time.
+        entangle: As of `kernel`.
+        options: As of `kernel`.
+
+    Raises:
+        ValueError: For no encoding, or what `kernel` refuses.
+    """
+    if not encoders:
+        raise ValueError("there are 0 encodings to repeat: give a depth of at least 1")
+    block = ansatz(name, encoders[0].n_wires, depth, seed, entangle=entangle, **options)
+    gates: list[Gate] = []
+    for k, encoder in enumerate(encoders):
+        gates += [*encoder.gates, *block.shift_weights(k * block.n_weights).gates]
+    return Circuit(block.n_wires, tuple(gates))
+
+
+def _encoder(encoding: str | Circuit, wires: int, features: int | None) -> Circuit:
+    if not isinstance(encoding, Circuit):
+        return encode(encoding, find_encoding(encoding).capacity(wires) if features is None else features, wires)
+    if encoding.n_wires != wires or encoding.n_weights or features not in (None, encoding.n_inputs):
+        raise ValueError(
+            f"encoding has {encoding.n_wires} wires, {encoding.n_inputs} features and {encoding.n_weights} weights but "
+            f"the kernel has {wires} wires{'' if features is None else f' and {features} features'}: make them equal, "
+            "and read no weights"
+        )
+    return encoding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, pi
 from typing import Any
 
@@ -12,22 +13,32 @@ from torch import Tensor, nn
 
 from circuits.ansatze import ANSATZE
 from circuits.circuit import Circuit
-from circuits.encodings import find_encoding
 from circuits.interop import as_circuit, is_qasm3
-from circuits.kernels import kernel as named_kernel
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
+from circuits.readouts import Readout, find_readout
 from qconv.backends.auto import TYPICAL, AutoBackend, AutoCompiled
+from qconv.backends.computed import with_plain_features
 from qconv.backends.costs import Call
-from qconv.backends.loading import load_backend
-from qconv.backends.protocol import Backend, Compiled, Precomputed
+from qconv.backends.loading import as_backend
+from qconv.backends.protocol import (
+    DEVICE_SHOTS,
+    Backend,
+    Compiled,
+    Precomputed,
+    Unsupported,
+    check_options,
+    circuit_sizes,
+)
+from qconv.channels import CHANNELS, channels_kernel
+from qconv.energy.devices import DEVICES, Cost, Device
 from qconv.fourier_conv import FourierConv2d as FourierConv2d
-from qconv.gradients import compile_differentiable
+from qconv.gradients import METHODS, FromEvaluations, compile_differentiable, executions
 from qconv.patch_conv import PatchConv2d as PatchConv2d
 from qconv.patches import Pair, pad
+from qconv.reading import read_out, read_out_counts
 from qconv.surrogates import surrogate
 
-CHANNELS = ("joint",)
 _REMEMBERED = 15  # shapes of images
 _ROUNDING = 1e-12  # coefficients lie in [-1, 1]; what double precision leaves of 0 is smaller
 
@@ -42,7 +53,7 @@ class QuantumConv2d(PatchConv2d):
         in_channels: Channels of the image.
         out_channels: Channels of the output. A circuit gives n_obs of them, so there are
             groups * ceil(out_channels / groups / n_obs) filters (circuits with weights of their own); surplus outputs
-            are dropped.
+            are dropped. A readout may give fewer or more outputs than n_obs.
         kernel_size: As nn.Conv2d.
         stride: As nn.Conv2d.
         padding: As nn.Conv2d, "same" and "valid" included.
@@ -54,21 +65,29 @@ class QuantumConv2d(PatchConv2d):
             tape, a Qiskit QuantumCircuit or an OpenQASM 3 text, read by `circuits.as_circuit`, which says how features
             and weights are told apart.
         depth: Layers of a named kernel.
-        encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel: "angle"
-            is RY(pi x).
-        readout: Readout of a named kernel: "z" for Z of every wire, or Pauli strings.
-        channels: "joint": the pixels of all channels of a group are features of one register.
-        backend: "auto", another name of `qconv.backends.backend_names()`, or a backend object.
-        shots: Samples a circuit; None for exact expectation values.
+        encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel: a name of
+            `circuits.encoding_names()` ("angle" is RY(pi x)), or a Circuit from `circuits.encode` with options.
+        readout: What outputs are: "z" for <Z> of every wire, another of `circuits.find_readout` ("probabilities",
+            "ones" ...), or Pauli strings. A kernel that brings observables keeps them where this is "z".
+        channels: How the channels of a group meet: "joint" (their pixels are features of one register), "separate" (a
+            circuit a channel, outputs summed), "reupload" (one after another on the same wires), "smaldone_co" or
+            "smaldone_pco"; see qconv.channels for wires and costs. With "separate", filters are counted a channel.
+        backend: "auto", another name of `qconv.backends.backend_names()`, a backend object, or a BackendV2 or SamplerV2
+            of Qiskit's.
+        shots: Samples a circuit; None for exact expectation values. May be changed later: `layer.shots = 100`.
         noise: A circuits.NoiseModel; None for none.
         seed: Draws the structure of kernel "random" (None draws that of seed 0) and makes shots repeatable.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
+        options: Of a named kernel: entangle=False for its control, reupload=True to repeat the encoding before each
+            layer, and those of `circuits.ansatz_options` (see `circuits.kernel`); of channels="smaldone_pco" registers
+            and ancillas.
 
     Attributes:
         weight: (filters, n_weights), the one trainable parameter besides bias, the same on every backend. Angles in
             radians.
-        circuit: The kernel as data.
+        circuit: The kernel as data; with channels="separate" that of one channel.
+        readout: What outputs are made of the circuit's expectation values, as data.
 
     Raises:
         ValueError: For arguments that do not fit each other, unknown names, or what the backend cannot run.
@@ -90,36 +109,34 @@ class QuantumConv2d(PatchConv2d):
         *,
         kernel: Any = "heisenberg",
         depth: int = 2,
-        encoding: str = "angle",
+        encoding: str | Circuit = "angle",
         readout: str | Sequence[str] = "z",
         channels: str = "joint",
-        backend: str | Backend = "auto",
+        backend: Any = "auto",
         shots: int | None = None,
         noise: NoiseModel | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if channels not in CHANNELS:
             raise unknown("channels", channels, CHANNELS)
-        self.circuit = self._read_kernel(kernel, depth, encoding, readout, seed)
+        self.channels = channels
+        self.circuit, self.readout = self._read_kernel(kernel, depth, encoding, readout, seed, options)
+        # Groups of the circuit: with "separate" each channel is one.
+        self._runs = in_channels if channels == "separate" else groups
+        self._plain, self._preparation = with_plain_features(self.circuit)
         named = isinstance(kernel, str) and kernel in ANSATZE
         self._initial = ANSATZE[kernel].initial if named else "near_identity"
-        self.shots, self.noise, self.seed = shots, noise, seed
-        self._backend = load_backend(backend) if isinstance(backend, str) else backend
-        self._reason = self._backend.name
-        if isinstance(self._backend, AutoBackend):
-            forced = self._backend.forced(self.circuit, shots, noise)
-            self._backend, self._reason = forced or (self._backend, "")
-        self._compiled: Compiled | None = None
-        self._last_call: Call | None = None
-        self._ways: dict[tuple[object, ...], tuple[Call, Compiled]] = {}
+        self.noise, self.seed = noise, seed
+        self._asked = as_backend(backend)
         # Compiled now, so that what a backend cannot run is said here and not in the first training step.
-        self._compile()
+        self.shots = shots
 
-        per_group = ceil(out_channels / groups / len(self.circuit.observables))
-        weight = torch.empty(groups * per_group, self.circuit.n_weights, device=device, dtype=dtype)
+        per_run = ceil(out_channels / groups / self.readout.outputs)
+        weight = torch.empty(self._runs * per_run, self.circuit.n_weights, device=device, dtype=dtype)
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype is {weight.dtype}: a circuit needs torch.float32 or torch.float64")
         self.weight, self._weight_shape = nn.Parameter(weight), weight.shape
@@ -127,30 +144,72 @@ class QuantumConv2d(PatchConv2d):
         self.reset_parameters()
 
     def _read_kernel(
-        self, kernel: Any, depth: int, encoding: str, readout: str | Sequence[str], seed: int | None
-    ) -> Circuit:
+        self,
+        kernel: Any,
+        depth: int,
+        encoding: str | Circuit,
+        readout: str | Sequence[str],
+        seed: int | None,
+        options: dict[str, Any],
+    ) -> tuple[Circuit, Readout]:
+        share, pixels = self.in_channels // self.groups, self.geometry.taps
+        features = pixels if self.channels == "separate" else self.features
         if isinstance(kernel, str) and not is_qasm3(kernel):
-            wires = find_encoding(encoding).wires(self.features)
-            circuit = named_kernel(kernel, wires, depth, encoding, readout, features=self.features, seed=seed or 0)
+            circuit, found = channels_kernel(
+                self.channels, share, pixels, kernel, depth, encoding, readout, seed or 0, options
+            )
         else:
-            circuit = as_circuit(kernel, self.features)
+            if options or self.channels not in ("joint", "separate"):
+                raise ValueError(
+                    f"channels={self.channels!r} and the options {sorted(options)} were given with a kernel of your "
+                    "own: they build named kernels, so use channels 'joint' or 'separate' and no options"
+                )
+            circuit = as_circuit(kernel, features)
+            found = Readout(circuit.observables, len(circuit.observables))
+            if readout != "z":
+                found = find_readout(readout, circuit.n_wires)
+                circuit = circuit.with_observables(found.observables)
         if not circuit.observables:
             raise ValueError("kernel has 0 observables: add at least one with circuit.with_observables(('Z...',))")
-        if circuit.n_inputs != self.features:
+        if circuit.n_inputs != features:
             height, width = self.geometry.kernel_size
-            share = self.in_channels // self.groups
+            channels = features // pixels
             raise ValueError(
                 f"kernel has {circuit.n_wires} wires and takes {circuit.n_inputs} features but a {height}x{width} "
-                f"patch of {share} channel{'s' if share > 1 else ''} gives {self.features}: change kernel_size "
+                f"patch of {channels} channel{'s' if channels > 1 else ''} gives {features}: change kernel_size "
                 "or the kernel"
             )
-        return circuit
+        return circuit, found
+
+    @property
+    def shots(self) -> int | None:
+        """Samples a circuit; None for exact expectation values. A new number takes effect at once.
+
+        With a seed, draws start again from its first.
+
+        Raises:
+            ValueError: For no whole number of at least 1, or what the backend cannot run; the old number stays.
+        """
+        return self._shots
+
+    @shots.setter
+    def shots(self, shots: int | None) -> None:
+        check_options(shots, self.noise, self.seed)
+        found: tuple[Backend, str] = self._asked, self._asked.name
+        if isinstance(self._asked, AutoBackend):
+            found = self._asked.forced(self._plain, shots, self.noise) or (self._asked, "")
+        compiled = self._compiled_on(found[0], shots)
+        self._shots, (self._backend, self._reason) = shots, found
+        self._compiled: Compiled | None = compiled
+        self._last_call: Call | None = None
+        self._ways: dict[tuple[object, ...], tuple[Call, Compiled]] = {}
+
+    def _compiled_on(self, backend: Backend, shots: int | None) -> Compiled:
+        return compile_differentiable(backend, self._plain, shots=shots, noise=self.noise, seed=self.seed)
 
     def _compile(self) -> Compiled:
         if self._compiled is None:
-            self._compiled = compile_differentiable(
-                self._backend, self.circuit, shots=self.shots, noise=self.noise, seed=self.seed
-            )
+            self._compiled = self._compiled_on(self._backend, self.shots)
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,7 +223,7 @@ class QuantumConv2d(PatchConv2d):
         if isinstance(compiled, AutoCompiled):
             if self._last_call is not None:
                 return compiled.reason(self._last_call)
-            typical = compiled.reason(TYPICAL._replace(filters=len(self.weight) // self.groups))
+            typical = compiled.reason(TYPICAL._replace(filters=len(self.weight) // self._runs))
             return f"{typical} (a typical call: there was none yet)"
         return self._reason
 
@@ -180,8 +239,9 @@ class QuantumConv2d(PatchConv2d):
         asked = images.shape, training, images.device
         if asked not in self._ways:
             height, width = self.geometry.output_size(images.shape[2], images.shape[3])
-            filters = len(self.weight) // self.groups
-            call = Call(images.shape[0] * height * width, filters, training, images.device.type, True)
+            filters = len(self.weight) // self._runs
+            in_images = self._preparation is None
+            call = Call(images.shape[0] * height * width, filters, training, images.device.type, in_images)
             # Few, so that images of ever new sizes do not pile up.
             self._ways = dict([*list(self._ways.items())[-_REMEMBERED:], (asked, (call, compiled.pick(*call)))])
         self._last_call, way = self._ways[asked]
@@ -216,26 +276,42 @@ class QuantumConv2d(PatchConv2d):
                 f"weight has shape {tuple(self.weight.shape)} but this layer has {self._weight_shape[0]} filters of "
                 f"{self._weight_shape[1]} weights: change its values, not its shape"
             )
-        way = self._way(images)
+        way, prepare = self._way(images), self._preparation
+        # What is made of expectation values wants all of them; else surplus ones are left out.
+        made = self.readout.kind != "values" or self._runs != self.groups
+        outs = len(self.weight) // self._runs * len(self.circuit.observables)
+        runs = self._runs, outs if made else self.out_channels // self.groups
 
         def evaluate(patches: Tensor, weights: Tensor) -> Tensor:
-            return way(patches, weights).flatten(1)
+            return way(patches if prepare is None else prepare(patches), weights).flatten(1)
 
         def plain(padded: Tensor, weights: Tensor) -> Tensor:
-            return self._over_patches(padded, weights, evaluate)
+            return self._over_patches(padded, weights, evaluate, runs)
 
         # Not isinstance(way, Convolving): asking a protocol takes a sixth of a small layer's time.
         convolve: Callable[..., Tensor | None] | None = getattr(way, "convolve", None)
-        if convolve is not None:
-            outs = self.out_channels // self.groups
-            result = convolve(images, self.weight, self.geometry, self.groups, outs, plain)
-            if result is not None:
-                return result
-        return plain(pad(images, self.geometry), self.weight)
+        result = None
+        if convolve is not None and prepare is None:
+            result = convolve(images, self.weight, self.geometry, *runs, plain)
+        if result is None:
+            result = plain(pad(images, self.geometry), self.weight)
+        return self._outputs(result) if made else result
+
+    def _outputs(self, values: Tensor) -> Tensor:
+        """Output channels (B, out_channels, H, W) from all expectation values (B, run * filter * observable, H, W)."""
+        batch, _, height, width = values.shape
+        filters = len(self.weight) // self._runs
+        values = values.reshape(batch * self._runs * filters, -1, height, width)
+        made = read_out(self.readout, values).reshape(
+            batch, self.groups, -1, filters, self.readout.outputs, height, width
+        )
+        summed = made.sum(2).flatten(2, 3)[:, :, : self.out_channels // self.groups]
+        return summed.flatten(1, 2)
 
     def evaluate(self, patches: Tensor, weights: Tensor) -> Tensor:
-        """See PatchConv2d: outputs ordered (filter, observable)."""
-        return self._compile()(patches, weights).flatten(1)
+        """See PatchConv2d: expectation values ordered (filter, observable)."""
+        prepared = patches if self._preparation is None else self._preparation(patches)
+        return self._compile()(prepared, weights).flatten(1)
 
     def to_classical(self) -> FourierConv2d:
         """The kernel with its weights frozen, as a trigonometric polynomial in plain torch operations.
@@ -248,15 +324,25 @@ class QuantumConv2d(PatchConv2d):
             The same geometry, outputs and bias; later changes of this layer do not reach it.
 
         Raises:
-            Unsupported: For an amplitude encoding, which is no polynomial.
+            Unsupported: For an amplitude encoding or computed features, for readout "most_likely_ones", which are no
+                polynomials, and for channels="separate", which is a sum of them.
             ValueError: For more than 2^16 coefficients an output, or input scales without a common divisor.
 
         Source: Schreiber, Eisert & Meyer, Classical surrogates for quantum learning models (arXiv:2206.11740).
         """
         # In double precision, where what should be 0 can be told from what is small: a quantizer that reads signs must
         # not read those of rounding errors.
+        if self._runs != self.groups:
+            raise Unsupported(
+                f"channels='separate' sums the polynomials of {self._runs // self.groups} channels: convert a layer "
+                "with groups=in_channels and sum its outputs"
+            )
+        if self.readout.kind == "most_likely":
+            raise Unsupported("readout 'most_likely_ones' is no polynomial: convert one with readout='probabilities'")
         exact = surrogate(self.circuit, self.weight.detach().to("cpu", torch.float64), noise=self.noise)
-        coefficients = exact.coefficients.where(exact.coefficients.abs() > _ROUNDING, 0).to(self.weight)
+        # Coefficients (filter, observable, wave) are read out like values; the first wave is constant.
+        coefficients = read_out(self.readout, exact.coefficients, only_first=True)
+        coefficients = coefficients.where(coefficients.abs() > _ROUNDING, 0).to(self.weight)
         return FourierConv2d.frozen(
             exact.rows(coefficients, self.out_channels, self.groups),
             exact.spectrum,
@@ -278,20 +364,66 @@ class QuantumConv2d(PatchConv2d):
         """
         patches, total = self._shape_counts(input_shape)
         compiled = self._compile()
-        filters = len(self.weight) // self.groups
-        for _ in range(self.groups):
-            total += compiled.counts(patches, filters)
+        filters = len(self.weight) // self._runs
+        in_images = self._preparation is None
         if isinstance(compiled, AutoCompiled):
-            compiled = compiled.pick(patches, filters, False, "cpu", True)
+            compiled = compiled.pick(patches, filters, False, "cpu", in_images)
+        for _ in range(self._runs):
+            total += compiled.counts(patches, filters)
+            if self._preparation is not None:
+                total += self._preparation.counts(patches)
+        total += read_out_counts(self.readout, self._runs * filters * patches)
+        total += Counter({"add:fp32": (self._runs // self.groups - 1) * total["units"]})
         stored = self.weight.numel()
         if isinstance(compiled, Precomputed):
             stored = compiled.stored_numbers(len(self.weight))
         total["weight_bits"] = 32 * (stored + (0 if self.bias is None else self.out_channels))
         return total
 
+    def cost(self, input_shape: Sequence[int], devices: Sequence[Device] = DEVICES) -> Cost:
+        """What a quantum device would run for this layer, by print() or as numbers; nothing is executed.
+
+        On a device of Qiskit's, gates and depth are those of the transpiled circuits.
+
+        Args:
+            input_shape: (channels, height, width) of one image, or (batch, channels, height, width).
+            devices: Whose published power and time give seconds and joules.
+        """
+        shape = tuple(input_shape)
+        if len(shape) not in (3, 4):
+            raise ValueError(
+                f"input_shape is {shape}: give ({self.in_channels}, height, width), or a batch size before it"
+            )
+        images = shape[0] if len(shape) == 4 else 1
+        patches = self._shape_counts(shape[-3:])[0] * images * self._runs
+        filters = len(self.weight) // self._runs
+        compiled = self._compile()
+        sizes = circuit_sizes(compiled, self._plain)
+        method, taken = METHODS[0], partial(executions, self._plain)
+        if isinstance(compiled, FromEvaluations):
+            method, taken = compiled.method, partial(compiled.executions)
+        steps = [len(sizes) * taken(patches, filters, inputs=inputs) for inputs in (False, True)]
+        return Cost(
+            patches=patches,
+            filters=filters,
+            wires=self._plain.n_wires,
+            settings=len(sizes),
+            shots=self.shots or DEVICE_SHOTS,
+            sampled=self.shots is not None,
+            gates_1q=patches * filters * sum(size.gates_1q for size in sizes),
+            gates_2q=patches * filters * sum(size.gates_2q for size in sizes),
+            depth=max(size.depth for size in sizes),
+            weight_step=steps[0],
+            step=steps[1],
+            method=method,
+            devices=tuple(devices),
+        )
+
     def extra_repr(self) -> str:
         """The arguments that define the layer."""
         shots = f", shots={self.shots}" if self.shots else ""
+        shots += "" if self.channels == "joint" else f", channels={self.channels!r}"
+        shots += "" if self.readout.kind == "values" else f", readout={self.readout.kind!r}"
         return (
             f"{super().extra_repr()}, wires={self.circuit.n_wires}, filters={len(self.weight)}, "
             f"weights={self.circuit.n_weights}, backend={self._backend.name}{shots}"

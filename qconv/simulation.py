@@ -4,7 +4,7 @@ from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends.loading import load_backend
+from qconv.backends.loading import as_backend
 from qconv.backends.protocol import Backend, full_precision
 from qconv.gradients import compile_differentiable
 
@@ -41,7 +41,7 @@ def simulate(
         raise ValueError("circuit has 0 observables: add at least one with circuit.with_observables(('Z...',))")
     if weights.ndim not in (1, 2):
         raise ValueError(f"weights have shape {tuple(weights.shape)}: give (n_weights,) or (filters, n_weights)")
-    runner = load_backend(backend) if isinstance(backend, str) else backend
+    runner = as_backend(backend)
     compiled = compile_differentiable(runner, circuit, shots=shots, noise=noise, seed=seed)
     with full_precision(weights):
         values = compiled(inputs, weights[None] if weights.ndim == 1 else weights)

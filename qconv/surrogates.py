@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from circuits.circuit import Circuit
 from circuits.gates import AMPLITUDE
 from circuits.noise import NoiseModel
-from qconv.backends.loading import load_backend
+from qconv.backends.loading import as_backend
 from qconv.backends.protocol import Backend, Compiled, Unsupported, measurement_settings
 from qconv.fourier_conv import MAX_COEFFICIENTS, FourierConv2d, Spectrum, polynomial
 from qconv.patches import Pair, pad
@@ -47,13 +47,19 @@ def spectrum_of(circuit: Circuit) -> Spectrum:
         L_j and w_j for each input; a grid that fixes the polynomial has prod(spectrum.sizes) points.
 
     Raises:
-        Unsupported: For an amplitude encoding, which divides by a norm and is no polynomial.
+        Unsupported: For an amplitude encoding, which divides by a norm and is no polynomial, and for computed features.
         ValueError: For a circuit without inputs, or an input whose frequencies have no common divisor.
 
     Source: Schuld, Sweke & Meyer, Phys. Rev. A 103, 032430 (2021), equations 6 to 10.
     """
     if circuit.n_inputs == 0:
         raise ValueError("circuit reads 0 inputs: a surrogate needs at least 1, such as Angle('input', 0)")
+    if circuit.features:
+        raise Unsupported(
+            f"circuit has {len(circuit.features)} angles that are computed from features (products, thresholds ...), "
+            "which no trigonometric polynomial of the features is: encode by rotations, such as encoding='angle', or "
+            "keep the layer as it is"
+        )
     gaps: list[list[tuple[float, ...]]] = [[] for _ in range(circuit.n_inputs)]
     for gate in circuit.gates:
         if gate.name == AMPLITUDE:
@@ -378,7 +384,7 @@ def surrogate(
             f"circuit is a polynomial of {points} coefficients an observable (degrees {spectrum.degrees} of its "
             f"{circuit.n_inputs} inputs) but up to {MAX_COEFFICIENTS} are kept: use fewer inputs or fewer uploads"
         )
-    runner = load_backend(backend) if isinstance(backend, str) else backend
+    runner = as_backend(backend)
     compiled = runner.compile(circuit, shots=shots, noise=noise, seed=seed)
     with torch.no_grad():
         filters = weights.detach().double()

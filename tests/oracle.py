@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from scipy.linalg import expm
 
-from circuits import Angle, Channel, Circuit, Gate, NoiseModel
+from circuits import Angle, Channel, Circuit, Factor, Gate, NoiseModel
 
 I2 = np.eye(2)
 X = np.array([[0, 1], [1, 0]])
@@ -90,10 +90,46 @@ def fixed_matrix(name: str, wires: tuple[int, ...], n: int) -> np.ndarray:
     return (powers | {"ISWAP": swap @ phase, "ISWAPdg": (swap @ phase).conj().T})[name]
 
 
+def factor(one: Factor, x: np.ndarray) -> tuple[float, float]:
+    """A function of a feature and its slope."""
+    v = float(x[one.index])
+    if one.function == "x":
+        return v, 1.0
+    if one.function == "step":
+        return float(v > one.parameters[0]), 0.0
+    if one.function == "bit":
+        place, bits = map(int, one.parameters)
+        return float(f"{int(v * (2**bits - 1) + 0.5):0{bits}b}"[::-1][place]), 0.0
+    if one.function == "arcsin":
+        return np.arcsin(v), 1 / np.sqrt(1 - v * v)
+    if one.function == "arccos":
+        return np.arccos(v), -1 / np.sqrt(1 - v * v)
+    assert one.function == "arccos_square"
+    return np.arccos(v * v), -2 * v / np.sqrt(1 - v**4)
+
+
 def angle_value(angle: Angle, x: np.ndarray, w: np.ndarray) -> float:
     if angle.source == "const":
         return angle.offset
+    if angle.computed is not None:
+        total = sum(c * np.prod([factor(one, x)[0] for one in product]) for c, product in angle.computed.terms)
+        return angle.scale * total + angle.offset
     return angle.scale * (x if angle.source == "input" else w)[angle.index] + angle.offset
+
+
+def angle_slopes(angle: Angle, x: np.ndarray) -> dict[tuple[str, int], float]:
+    """Derivatives of an angle with respect to what it reads, by the product rule."""
+    if angle.source == "const":
+        return {}
+    if angle.computed is None:
+        return {(angle.source, angle.index): angle.scale}
+    slopes: dict[tuple[str, int], float] = {}
+    for c, product in angle.computed.terms:
+        for k, one in enumerate(product):
+            others = [factor(other, x)[0] for j, other in enumerate(product) if j != k]
+            key = ("input", one.index)
+            slopes[key] = slopes.get(key, 0.0) + angle.scale * c * factor(one, x)[1] * np.prod(others)
+    return slopes
 
 
 def gate_matrix(gate: Gate, values: list[float], n: int) -> np.ndarray:
@@ -140,9 +176,8 @@ def run(circuit: Circuit, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.
             matrix = expm(-1j * angle_value(angle, x, w) * generator)
             state = matrix @ state
             tangents = {key: matrix @ t for key, t in tangents.items()}
-            if angle.source != "const":
-                key = (angle.source, angle.index)
-                tangents[key] = tangents[key] - 1j * angle.scale * generator @ state
+            for key, slope in angle_slopes(angle, x).items():
+                tangents[key] = tangents[key] - 1j * slope * generator @ state
     operators = [pauli_string(text) for text in circuit.observables]
     values = np.array([np.vdot(state, o @ state).real for o in operators])
 

@@ -195,9 +195,11 @@ def test_random_kernel_is_its_seeds():
 @pytest.mark.parametrize("name", kernel_names())
 @pytest.mark.parametrize("encoding", encoding_names())
 def test_every_kernel_takes_every_encoding(name, encoding):
-    k = kernel(name, 3, encoding=encoding, readout=["ZZI", "XIY"])
-    assert k.n_inputs == (8 if encoding == "amplitude" else 3)
-    assert k.observables == ("ZZI", "XIY")
+    wires = 5 if encoding == "neqr" else 3
+    observables = ("ZZI" + "I" * (wires - 3), "XIY" + "I" * (wires - 3))
+    k = kernel(name, wires, encoding=encoding, readout=list(observables))
+    assert k.n_inputs == {"amplitude": 8, "dense_angle": 6, "frqi": 4, "neqr": 2}.get(encoding, 3)
+    assert k.observables == observables
     assert sorted({a.index for g in k.gates for a in g.angles if a.source == "weight"}) == list(range(k.n_weights))
     assert len(kernel_citation(name)) > 20
     assert k.draw().count("\n") >= 3
@@ -274,7 +276,7 @@ def test_drawing_has_one_line_a_wire_and_all_lines_fit(data, n):
         (lambda: kernel("heisenberg", 0, features=1), "0 wires"),
         (lambda: kernel("heisenberg", 4, depth=0), "depth 0"),
         (lambda: kernel("heisenberg", 4, readout=[]), "empty list"),
-        (lambda: kernel("heisenberg", 4, readout="zz"), "neither 'z' nor a Pauli string"),
+        (lambda: kernel("heisenberg", 4, readout="zy"), "is no Pauli string of 4 letters"),
         (lambda: kernel("heisenberg", 4, readout="ZZ"), "does not fit 4 wires"),
         (lambda: Channel("depolarising", 0.1), "did you mean 'depolarizing'"),
         (lambda: Channel("bit_flip", 1.5), "probability 1.5"),

@@ -364,8 +364,8 @@ NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.1)),))
         (lambda: QuantumConv2d(1, 4, 2, encoding="angles"), "did you mean 'angle'"),
         (lambda: QuantumConv2d(1, 4, 2, channels="joined"), "did you mean 'joint'"),
         (lambda: QuantumConv2d(1, 4, 2, backend="qiskitt"), "did you mean 'qiskit'"),
-        (lambda: QuantumConv2d(1, 4, 2, backend="fourier", shots=100), "shots=100"),
-        (lambda: QuantumConv2d(1, 4, 2, backend="statevector", noise=NOISE), "noise was asked"),
+        (lambda: QuantumConv2d(1, 4, 2, backend="fourier", shots=0), "shots is 0"),
+        (lambda: QuantumConv2d(1, 11, (1, 11), backend="statevector", noise=NOISE), "2^24 bytes a patch"),
         (lambda: QuantumConv2d(1, 4, 2, dtype=torch.float16), "dtype is torch.float16"),
         (lambda: QuantumConv2d(1, 4, 5), "25 wires"),
         (

@@ -77,7 +77,7 @@ def _simplified_two_design(wires: int, depth: int) -> Circuit:
 ENTANGLEMENTS = ("reverse_linear", "linear", "full", "circular", "pairwise", "sca")
 
 
-def _entanglers(entanglement: str, wires: int, layer: int) -> list[Pair]:
+def entanglers(entanglement: str, wires: int, layer: int) -> list[Pair]:
     """Pairs of one layer, as Qiskit's n_local names and orders them."""
     pairs = chain(range(wires))
     closed = [(wires - 1, 0), *pairs] if wires > 2 else pairs
@@ -101,7 +101,7 @@ def _local(rotations: Sequence[str], wires: int, depth: int, entanglement: str) 
     made = Builder(wires)
     for layer in range(depth):
         made.layer(*rotations)
-        made.pairs("CNOT", _entanglers(entanglement, wires, layer))
+        made.pairs("CNOT", entanglers(entanglement, wires, layer))
     made.layer(*rotations)
     return made.circuit()
 

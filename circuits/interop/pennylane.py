@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from circuits.circuit import Circuit, Gate, Source
+from circuits.features import Factor
 from circuits.gates import AMPLITUDE, GATES
 from circuits.interop.symbols import Linear, NotAffine, angle_of, evaluated, symbol, symbols, z_of_every_wire
 from circuits.noise import NoiseModel
@@ -51,10 +52,16 @@ def apply_in_pennylane(
         values: One value for each angle of each gate in order (state preparation left out), each a number or a
             batch of numbers.
         state: Amplitudes (..., 2**n_wires) for a circuit that starts with a state preparation.
-        noise: Channels after gates; needs a device that runs them, such as default.mixed.
+        noise: Channels after gates; needs a device that runs them, such as default.mixed. Errors of the readout are
+            left to what measures.
+
+    Raises:
+        ValueError: If the noise names a wire that the circuit does not have.
     """
     import pennylane as qml
 
+    if noise is not None:
+        noise.check_wires(circuit.n_wires)
     remaining = iter(values)
     for gate in circuit.gates:
         wires = list(gate.wires)
@@ -63,9 +70,8 @@ def apply_in_pennylane(
             continue
         _queue(gate, [next(remaining) for _ in gate.angles])
         if noise is not None:
-            for channel in noise.channels_after(gate.name):
-                for wire in wires:
-                    qml.QubitChannel(list(channel.kraus()), wires=wire)
+            for channel, on in noise.channels_after(gate):
+                qml.QubitChannel(list(channel.kraus()), wires=on)
 
 
 def _queue(gate: Gate, values: Sequence[Any]) -> None:
@@ -108,7 +114,7 @@ def to_pennylane(circuit: Circuit) -> Callable[..., list[Any]]:
         import pennylane as qml
 
         for gate in circuit.gates:
-            values = [evaluated(angle, inputs, weights) for angle in gate.angles]
+            values = [evaluated(angle, inputs, weights, _applied) for angle in gate.angles]
             if gate.name == AMPLITUDE:
                 _prepare(values, circuit.n_wires)
             else:
@@ -130,6 +136,26 @@ def _prepare(features: list[Any], n_wires: int) -> None:
     else:
         stacked = qml.math.stack([qml.math.asarray(f) for f in features], axis=-1)
         qml.AmplitudeEmbedding(stacked, wires=wires, pad_with=0.0, normalize=True)
+
+
+def _applied(factor: Factor, value: Any) -> Any:
+    """A factor's function of a feature, in PennyLane's arithmetic or on a symbol that is being read back."""
+    from pennylane import math as qml_math
+
+    if _is_symbol(value):
+        symbolic: Linear = value.item() if _symbolic(value) else value
+        if factor.function == "arccos_square":
+            return (symbolic * symbolic).arccos()
+        return symbolic.applied(factor.function, *factor.parameters)
+    if factor.function == "step":
+        return qml_math.where(value > factor.parameters[0], 1.0, 0.0)
+    if factor.function == "bit":
+        bit, bits = factor.parameters
+        gray = qml_math.floor(value * (2**bits - 1) + 0.5)
+        return qml_math.floor(gray / 2**bit) % 2
+    if factor.function == "arccos_square":
+        return qml_math.arccos(value * value)
+    return getattr(qml_math, factor.function)(value)
 
 
 def _is_symbol(value: Any) -> bool:
@@ -174,9 +200,10 @@ def from_pennylane(
     """A PennyLane quantum function, QNode or tape as a circuit.
 
     A function f(inputs, weights), f(inputs) or f() is called once, with symbols in place of numbers, so every angle
-    must be affine in one feature or weight. Templates and other operations outside the gate table are decomposed as
-    PennyLane does it. Global phases are dropped, and a QNode's transforms are not applied. An AmplitudeEmbedding of
-    features divides by their norm and cannot be traced: write `circuits.encode("amplitude", n)` + the rest.
+    must be affine in one weight, or a sum of products of features (or of their arcsines). Templates and other
+    operations outside the gate table are decomposed as PennyLane does it. Global phases are dropped, and a QNode's
+    transforms are not applied. An AmplitudeEmbedding of features divides by their norm and cannot be traced: write
+    `circuits.encode("amplitude", n)` + the rest.
 
     Args:
         fn: The function or QNode; or a tape, whose trainable parameters in their order become the features (the first
@@ -190,7 +217,7 @@ def from_pennylane(
 
     Raises:
         ValueError: Naming the operation and its position, for what is no gate, has no decomposition into gates or has
-            an angle that is not affine; and for measurements other than expectation values of Pauli words.
+            another angle; and for measurements other than expectation values of Pauli words.
     """
     import pennylane as qml
 
@@ -263,8 +290,8 @@ def _trace(fn: Any, n_inputs: Any, n_weights: Any) -> tuple[list[Any], list[Any]
             whole = "" if isinstance(error, NotAffine) or None not in (n_inputs, n_weights) else _WHOLE
             raise ValueError(
                 f"the function cannot be traced with symbols: after {len(seen)} operations{last} it raises "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. Each angle must be scale * (one feature or weight) "
-                f"+ offset{whole}"
+                f"{type(error).__name__}: {str(error).rstrip('.')}. Each angle must be scale * (one weight) + offset, "
+                f"or a sum of products of features{whole}"
             ) from error
     operations = qml.tape.QuantumScript.from_queue(queue).operations
     if returned is None:

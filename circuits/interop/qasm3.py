@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import pi
 
 from circuits.circuit import Angle, Circuit
+from circuits.features import Factor, Feature
 from circuits.gates import AMPLITUDE
 
 # What another reader skips and ours reads: Pauli strings of the readout, wire 0 first; roles of parameters.
@@ -43,7 +44,8 @@ def to_qasm3(circuit: Circuit) -> str:
     `from_qasm3` reads. Numbers are written so that they are read back exactly.
 
     Raises:
-        ValueError: For a state preparation, which is no gate of OpenQASM.
+        ValueError: For a state preparation, which is no gate of OpenQASM, and for thresholds and bits of features,
+            which are no expressions of it.
 
     Source: Cross et al., OpenQASM 3 (arXiv:2104.14722).
     """
@@ -84,8 +86,32 @@ def _angle_text(angle: Angle) -> str:
     if angle.source == "const":
         return offset
     name = f"{'x' if angle.source == 'input' else 'w'}_{angle.index}"
+    if angle.computed is not None:
+        name = _computed_text(angle.computed)
     factor = "" if abs(angle.scale) == 1 else f"{_number_text(abs(angle.scale))}*"
     text = f"{'-' if angle.scale < 0 else ''}{factor}{name}"
     if angle.offset == 0:
         return text
     return f"{text} {'-' if angle.offset < 0 else '+'} {_number_text(abs(angle.offset))}"
+
+
+def _computed_text(feature: Feature) -> str:
+    terms: list[str] = []
+    for coefficient, product in feature.terms:
+        factors = [] if abs(coefficient) == 1 else [_number_text(abs(coefficient))]
+        sign = "-" if coefficient < 0 else "+" if terms else ""
+        terms.append(sign + "*".join([*factors, *map(_factor_text, product)]))
+    return f"({' '.join(terms)})" if len(terms) > 1 or terms[0].startswith("-") else terms[0]
+
+
+def _factor_text(factor: Factor) -> str:
+    name = f"x_{factor.index}"
+    if factor.function == "x":
+        return name
+    if factor.function == "arccos_square":
+        return f"arccos({name}*{name})"
+    if factor.function in ("arcsin", "arccos"):
+        return f"{factor.function}({name})"
+    raise ValueError(
+        f"an angle reads {factor.text()}, which no OpenQASM 3 expression of an input is: compute it before the circuit"
+    )

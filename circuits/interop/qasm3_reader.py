@@ -60,8 +60,8 @@ def from_qasm3(text: str) -> Circuit:
     declarations. Comments `// qconv inputs: a b` and `// qconv weights: c d` list them instead.
 
     Raises:
-        ValueError: With the line, for what is not read, what is not defined, or an angle that is not affine in one
-            parameter.
+        ValueError: With the line, for what is not read, what is not defined, or an angle that is neither affine in
+            one weight nor a sum of products of features.
 
     Source: Cross et al., OpenQASM 3 (arXiv:2104.14722).
     """

@@ -161,7 +161,9 @@ class Statements:
         if text in _FUNCTIONS and self.accept("("):
             value = self.expression()
             self.take(")")
-            return _FUNCTIONS[text](value)
+            # A symbol knows the functions of a feature by name, and refuses the others as a float.
+            own = getattr(value, text, None)
+            return _FUNCTIONS[text](value) if own is None else own()
         fail(line, f"{text!r} in an expression is not defined: declare it with `input float {text};` or `const`")
 
 

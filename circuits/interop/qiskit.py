@@ -7,19 +7,23 @@ one; our wire w is its qubit w, and `reversed_bits` is the one place that turns 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from circuits.circuit import Angle, Circuit, Gate, Source, const
+from circuits.features import Factor
 from circuits.gates import AMPLITUDE, GATES
-from circuits.interop.symbols import NotAffine, angle_of, evaluated, z_of_every_wire
-from circuits.noise import Channel, NoiseModel
+from circuits.interop.symbols import Linear, NotAffine, angle_of, evaluated, symbol, z_of_every_wire
+from circuits.noise import AnyChannel, NoiseModel, ReadoutError
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
+    from qiskit.quantum_info import SparsePauliOp
 
 FloatArray = NDArray[np.float64]
 
@@ -48,10 +52,16 @@ def build_qiskit(circuit: Circuit, values: Sequence[Any], noise: NoiseModel | No
         circuit: The circuit.
         values: One number or Parameter for each angle of each gate in order. A state preparation takes the first
             2**n_wires - 1 of them, the angles of `preparation_angles`.
-        noise: Channels after gates, as Kraus instructions.
+        noise: Channels after gates, as Kraus instructions; errors of the readout are left to `qiskit_observable` and
+            `append_measurement`.
+
+    Raises:
+        ValueError: If the noise names a wire that the circuit does not have.
     """
     from qiskit import QuantumCircuit
 
+    if noise is not None:
+        noise.check_wires(circuit.n_wires)
     result = QuantumCircuit(circuit.n_wires)
     remaining = iter(values)
     for gate in circuit.gates:
@@ -61,9 +71,9 @@ def build_qiskit(circuit: Circuit, values: Sequence[Any], noise: NoiseModel | No
             continue
         _append(result, gate, [next(remaining) for _ in gate.angles])
         if noise is not None:
-            for channel in noise.channels_after(gate.name):
-                for wire in gate.wires:
-                    result.append(_kraus_instruction(channel), [wire])
+            for channel, wires in noise.channels_after(gate):
+                # Qiskit takes the first wire as the least significant.
+                result.append(_kraus_instruction(channel), wires[::-1])
     return result
 
 
@@ -80,7 +90,34 @@ def _append(target: QuantumCircuit, gate: Gate, values: list[Any]) -> None:
         getattr(target, _QISKIT.get(gate.name, gate.name.lower()))(*values, *gate.wires)
 
 
-def _kraus_instruction(channel: Channel) -> Any:
+def qiskit_observable(text: str, noise: NoiseModel | None = None) -> SparsePauliOp:
+    """A Pauli string as a Qiskit operator; with errors of the readout, what measuring it measures."""
+    from qiskit.quantum_info import SparsePauliOp
+
+    terms = {text: 1.0} if noise is None else noise.measured(text)
+    return SparsePauliOp([reversed_bits(term) for term in terms], list(terms.values()))
+
+
+def append_measurement(target: QuantumCircuit, basis: str, noise: NoiseModel | None = None) -> None:
+    """Measure every wire in a basis, bits misread as the noise says; bit w is that of wire w.
+
+    Args:
+        target: Changed in place.
+        basis: A Pauli string, I where a wire's bit does not matter.
+        noise: Of which the errors of the readout are read, as Kraus instructions before the measurements.
+    """
+    for wire, letter in enumerate(basis):
+        if letter == "Y":
+            target.sdg(wire)
+        if letter in "XY":
+            target.h(wire)
+        error = None if noise is None else noise.readout_of(wire)
+        if error is not None:
+            target.append(_kraus_instruction(error), [wire])
+    target.measure_all()
+
+
+def _kraus_instruction(channel: AnyChannel | ReadoutError) -> Any:
     from qiskit.quantum_info import Kraus
 
     return Kraus(list(channel.kraus())).to_instruction()
@@ -133,7 +170,8 @@ def to_qiskit(circuit: Circuit) -> QuantumCircuit:
     Wire w is qubit w. The readout stands in its metadata under "observables", as Qiskit's Pauli labels.
 
     Raises:
-        ValueError: For a state preparation, whose angles are not affine in the features.
+        ValueError: For a state preparation, whose angles are no expressions of the features, and for thresholds and
+            bits of features.
     """
     from qiskit.circuit import ParameterVector
 
@@ -145,9 +183,21 @@ def to_qiskit(circuit: Circuit) -> QuantumCircuit:
     x, w = ParameterVector("x", circuit.n_inputs), ParameterVector("w", circuit.n_weights)
     # Lists, because a vector's own indexing knows no Ellipsis.
     inputs, weights = list(x), list(w)
-    result = build_qiskit(circuit, [evaluated(a, inputs, weights) for gate in circuit.gates for a in gate.angles])
+    angles = [evaluated(a, inputs, weights, _applied) for gate in circuit.gates for a in gate.angles]
+    result = build_qiskit(circuit, angles)
     result.metadata = {METADATA: [reversed_bits(text) for text in circuit.observables]}
     return result
+
+
+def _applied(factor: Factor, value: Any) -> Any:
+    if factor.function == "arccos_square":
+        return (value * value).arccos()
+    if factor.function in ("arcsin", "arccos"):
+        return getattr(value, factor.function)()
+    raise ValueError(
+        f"an angle reads {factor.text()}, which no ParameterExpression is: compute it before the circuit, or run the "
+        "circuit with backend 'qiskit'"
+    )
 
 
 def from_qiskit(
@@ -174,7 +224,8 @@ def from_qiskit(
 
     Raises:
         ValueError: Naming the instruction and its position, for what is no gate and has no definition, a gate after a
-            measurement, or an angle that is not affine in one Parameter; for a Parameter that is neither feature nor
+            measurement, or an angle that is neither affine in one Parameter nor a sum of products of features (or of
+            their arcsines); for a Parameter that is neither feature nor
             weight; and for observables that are no Pauli strings.
     """
     reader = _Reader(_roles(qc, inputs, weights))
@@ -248,17 +299,45 @@ def _angle(value: Any, roles: dict[Any, tuple[Source, int]]) -> Angle:
     parameters = list(value.parameters)
     if not parameters:
         return const(float(value.numeric()))
-    if len(parameters) > 1:
-        names = ", ".join(sorted(p.name for p in parameters))
-        raise NotAffine(f"{value} depends on the Parameters {names}: an angle takes one of them")
-    (parameter,) = parameters
-    slope = value.gradient(parameter)
-    if isinstance(slope, ParameterExpression):
-        if slope.parameters:
-            raise NotAffine(f"{value} is not affine in {parameter.name}")
-        slope = slope.numeric()
-    source, index = roles[parameter]
-    return Angle(source, index, float(slope), float(value.bind({parameter: 0.0}).numeric()))
+    if len(parameters) == 1:
+        (parameter,) = parameters
+        slope = value.gradient(parameter)
+        if not (isinstance(slope, ParameterExpression) and slope.parameters):
+            slope = slope.numeric() if isinstance(slope, ParameterExpression) else slope
+            source, index = roles[parameter]
+            return Angle(source, index, float(slope), float(value.bind({parameter: 0.0}).numeric()))
+    return _computed(value, roles)
+
+
+_NODES: dict[str, Callable[[Any, Any], Any]] = {"Add": add, "Mul": mul, "Pow": pow}
+
+
+def _computed(value: Any, roles: dict[Any, tuple[Source, int]]) -> Angle:
+    """An expression that is not affine in one Parameter: evaluated on symbols, which keep products of features."""
+    names = ", ".join(sorted(p.name for p in value.parameters))
+    if any(roles[parameter][0] == "weight" for parameter in value.parameters):
+        kind = "is not affine in" if len(value.parameters) == 1 else "depends on the Parameters"
+        raise NotAffine(f"{value} {kind} {names}: an angle takes one weight, or products of features")
+    by_name = {parameter.name: symbol(*roles[parameter]) for parameter in value.parameters}
+    try:
+        return angle_of(_evaluated(value.sympify(), by_name))
+    except NotAffine as error:
+        raise NotAffine(f"{value} is no sum of products of {names}: {error}") from error
+
+
+def _evaluated(node: Any, symbols: dict[str, Linear]) -> Any:
+    """A node of SymPy's, or SymEngine's, tree of an expression."""
+    if node.is_Symbol:
+        return symbols[node.name]
+    if node.is_Number or not node.args:
+        return float(node)
+    kind, parts = type(node).__name__, [_evaluated(part, symbols) for part in node.args]
+    if kind in _NODES:
+        return reduce(_NODES[kind], parts)
+    known = {"asin": "arcsin", "acos": "arccos"}
+    if kind in known and isinstance(parts[0], Linear):
+        return parts[0].applied(known[kind])
+    raise NotAffine(f"it has the function {kind}")
 
 
 # Names of Qiskit's instructions -> gate; the others of the table are called like it in lower case.

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
+from collections.abc import Callable, Mapping
+from functools import reduce
+from math import acos, asin, isfinite
 from numbers import Real
+from operator import add, mul
 from typing import Any, NoReturn
 
 import numpy as np
 
-from circuits.circuit import Angle, Source, const
+from circuits.circuit import Angle, Source, computed, const
+from circuits.features import Factor, Product
 
-Key = tuple[Source, int]
+# A product of features and functions of them, or the index of a weight.
+Key = Product | int
 
 
 class NotAffine(ValueError):
-    """An angle that is not scale * (one feature or weight) + offset."""
+    """An angle that is neither scale * weight + offset nor a sum of products of features."""
 
 
 def name_of(key: Key) -> str:
-    """A feature or weight as circuits write it: x[0], w[0]."""
-    return f"{'x' if key[0] == 'input' else 'w'}[{key[1]}]"
+    """A weight or product of features as circuits write it: w[0], x[0]*x[1]."""
+    return f"w[{key}]" if isinstance(key, int) else "*".join(factor.text() for factor in key)
 
 
 def _number(value: Any) -> float | None:
@@ -36,10 +40,10 @@ def _number(value: Any) -> float | None:
 
 
 class Linear:
-    """The number offset + sum of scale * (a feature or weight), as far as arithmetic keeps it one.
+    """The number offset + sum of scale * (a weight or a product of features), as far as arithmetic keeps it one.
 
     Args:
-        terms: Scale of each feature or weight.
+        terms: Scale of each weight and each product of features.
         offset: What is added to them.
     """
 
@@ -66,13 +70,22 @@ class Linear:
             for constant, linear in ((self, other), (other, self)):
                 if not constant.terms:
                     return linear * constant.offset
-            raise NotAffine(f"({self!r}) * ({other!r}) is a product of features or weights")
+            return self._product(other)
         number = _number(other)
         if number is None:
             return NotImplemented
         return Linear({key: scale * number for key, scale in self.terms.items()}, self.offset * number)
 
     __rmul__ = __mul__
+
+    def _product(self, other: Linear) -> Linear:
+        result = Linear({}, self.offset * other.offset) + _scaled(self, other.offset) + _scaled(other, self.offset)
+        for one, scale in self.terms.items():
+            for two, factor in other.terms.items():
+                if isinstance(one, int) or isinstance(two, int):
+                    raise NotAffine(f"({self!r}) * ({other!r}) is a product with a weight")
+                result = result + Linear({tuple(sorted(one + two)): scale * factor})
+        return result
 
     def __truediv__(self, other: Any) -> Linear:
         if isinstance(other, Linear) and not other.terms:
@@ -103,19 +116,47 @@ class Linear:
         return (-self).__add__(other)
 
     def __pow__(self, power: Any) -> Linear:
-        if power == 1:
-            return self
-        raise NotAffine(f"({self!r}) ** {power} is not affine")
+        whole = _number(power)
+        if whole is None or not whole.is_integer() or whole < 1:
+            raise NotAffine(f"({self!r}) ** {power} is no product of features")
+        return reduce(mul, [self] * int(whole))
+
+    def applied(self, function: str, *parameters: float) -> Linear:
+        """A function of the table of features, of a plain feature or, for arccos, of its square."""
+        if not self.terms and function in _OF_NUMBERS:
+            return Linear({}, _OF_NUMBERS[function](self.offset))
+        if len(self.terms) == 1 and not self.offset:
+            ((key, scale),) = self.terms.items()
+            factors = key if not isinstance(key, int) and scale == 1 else ()
+            if factors and all(factor.function == "x" for factor in factors):
+                index = factors[0].index
+                if len(factors) == 1:
+                    return Linear({(Factor(index, function, parameters),): 1.0})
+                if factors == (Factor(index),) * 2 and function == "arccos":
+                    return Linear({(Factor(index, "arccos_square"),): 1.0})
+        raise NotAffine(f"{function} of {self!r} is no function of one plain feature")
+
+    def arcsin(self) -> Linear:
+        """The arcsine of a feature; NumPy calls it on the elements of an array of objects."""
+        return self.applied("arcsin")
+
+    def arccos(self) -> Linear:
+        """The arccosine of a feature or of its square."""
+        return self.applied("arccos")
+
+    def square(self) -> Linear:
+        """Its product with itself."""
+        return self * self
 
     def conjugate(self) -> Linear:
         """Itself: it stands for a real number."""
         return self
 
     def _refuse(self, *others: Any) -> NoReturn:
-        raise NotAffine(f"a function or comparison of {self!r} is not affine in one feature or weight")
+        raise NotAffine(f"a function or comparison of {self!r} is no product of features")
 
     # NumPy calls these on the elements of an array of objects.
-    sin = cos = tan = arcsin = arccos = arctan = arctan2 = sinh = cosh = tanh = exp = log = sqrt = square = _refuse
+    sin = cos = tan = arctan = arctan2 = sinh = cosh = tanh = exp = log = sqrt = _refuse
     __float__ = __int__ = __bool__ = __abs__ = __mod__ = __rpow__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
@@ -123,19 +164,34 @@ class Linear:
         """The number as the angle of a gate.
 
         Raises:
-            NotAffine: If it depends on two features or weights.
+            NotAffine: If it depends on two weights, or on a weight and a feature.
         """
         used = self.terms if len(self.terms) < 2 else {key: s for key, s in self.terms.items() if s}
-        if len(used) > 1:
-            raise NotAffine(f"{self!r} depends on {' and '.join(map(name_of, used))}: an angle takes one of them")
-        for (source, index), scale in used.items():
-            return Angle(source, index, scale, self.offset)
-        return const(self.offset)
+        products: dict[Product, float] = {}
+        for key, scale in used.items():
+            if not isinstance(key, int):
+                products[key] = scale
+            elif len(used) > 1:
+                raise NotAffine(f"{self!r} depends on {' and '.join(map(name_of, used))}: an angle takes one weight")
+            else:
+                return Angle("weight", key, scale, self.offset)
+        # A plain feature keeps its place even if its scale is 0.
+        if len(products) == 1 and (key := next(iter(products))) == (Factor(key[0].index),):
+            return Angle("input", key[0].index, products[key], self.offset)
+        return computed(products, self.offset)
+
+
+_OF_NUMBERS: dict[str, Callable[[float], float]] = {"arcsin": asin, "arccos": acos}
+
+
+def _scaled(value: Linear, by: float) -> Linear:
+    """The terms of a number times another; none times 0."""
+    return Linear({key: scale * by for key, scale in value.terms.items()} if by else {})
 
 
 def symbol(source: Source, index: int) -> Linear:
     """One feature or weight."""
-    return Linear({(source, index): 1.0})
+    return Linear({(Factor(index),) if source == "input" else index: 1.0})
 
 
 def symbols(source: Source, shape: int | tuple[int, ...]) -> Any:
@@ -149,7 +205,7 @@ def angle_of(value: Any) -> Angle:
     """A traced or plain number as an angle.
 
     Raises:
-        NotAffine: For what is neither a finite real number nor affine in one feature or weight.
+        NotAffine: For what is neither a finite real number nor made of one weight or of products of features.
     """
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value.item()
@@ -161,15 +217,36 @@ def angle_of(value: Any) -> Angle:
     return const(number)
 
 
-def evaluated(angle: Angle, inputs: Any, weights: Any) -> Any:
-    """What an angle is for these features and weights, whatever arithmetic they bring; no needless 1 * or + 0."""
+def evaluated(angle: Angle, inputs: Any, weights: Any, apply: Callable[[Factor, Any], Any]) -> Any:
+    """What an angle is for these features and weights, whatever arithmetic they bring; no needless 1 * or + 0.
+
+    Args:
+        angle: The angle.
+        inputs: Features, a list or an array (..., n_inputs).
+        weights: Weights, likewise.
+        apply: A factor's function other than "x" of a value, in that arithmetic.
+    """
     if angle.source == "const":
         return angle.offset
-    values = inputs if angle.source == "input" else weights
-    value = values[angle.index] if isinstance(values, (list, tuple)) else values[..., angle.index]
-    if angle.scale != 1:
-        value = angle.scale * value
+
+    def read(values: Any, index: int) -> Any:
+        return values[index] if isinstance(values, (list, tuple)) else values[..., index]
+
+    def factor(one: Factor) -> Any:
+        value = read(inputs, one.index)
+        return value if one.function == "x" else apply(one, value)
+
+    if angle.computed is None:
+        value = read(inputs if angle.source == "input" else weights, angle.index)
+    else:
+        products = [_times(c, reduce(mul, map(factor, own))) for c, own in angle.computed.terms]
+        value = reduce(add, products)
+    value = _times(angle.scale, value)
     return value + angle.offset if angle.offset else value
+
+
+def _times(scale: float, value: Any) -> Any:
+    return value if scale == 1 else scale * value
 
 
 def z_of_every_wire(n_wires: int) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ def angle_value(angle: Angle, inputs: Tensor, weights: Tensor) -> Tensor:
     """One angle for all patches and filters: (P, 1) from a feature, (1, F) from a weight, (1, 1) if constant."""
     if angle.source == "const":
         return weights.new_full((1, 1), angle.offset)
+    if angle.computed is not None:
+        raise ValueError("angle is computed from features: see qconv.backends.computed.with_plain_features")
     column = inputs[:, angle.index, None] if angle.source == "input" else weights[None, :, angle.index]
     return column * angle.scale + angle.offset
 

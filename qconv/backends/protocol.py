@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -85,7 +86,8 @@ class Backend(Protocol):
         """Do once what depends on the circuit alone.
 
         Args:
-            circuit: With at least one observable.
+            circuit: With at least one observable, of plain features: those that are computed are taken care of before
+                (see computed.py).
             shots: Samples a circuit; None for exact expectation values.
             noise: Channels after gates.
             seed: Makes sampling repeatable: the k-th call of a compiled circuit repeats under the same seed.
@@ -119,6 +121,16 @@ def check_options(shots: int | None, noise: NoiseModel | None, seed: int | None)
 
 
 def check_call(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
+    """Raise an error for a circuit with computed features, or as `check_shapes`."""
+    if circuit.features:
+        raise Unsupported(
+            f"circuit has {len(circuit.features)} angles that are computed from features, which backends leave to what "
+            "calls them: use qconv.simulate, a layer, or qconv.gradients.compile_differentiable"
+        )
+    check_shapes(circuit, inputs, weights)
+
+
+def check_shapes(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
     """Raise a ValueError unless inputs are (P, n_inputs) and weights (F, n_weights), of one real dtype."""
     if inputs.ndim != 2 or inputs.shape[1] != circuit.n_inputs:
         raise ValueError(
@@ -145,7 +157,52 @@ def split_invalid(rows: Real) -> tuple[Real, NDArray[np.bool_]]:
     return np.where(invalid[:, None], 0.0, rows), invalid
 
 
-def device_counts(circuit: Circuit, settings: int, executions: int, shots: int | None) -> Counter[str]:
+@dataclass(frozen=True)
+class CircuitSize:
+    """What one execution of a circuit takes on a device, measurements left out.
+
+    Args:
+        gates_1q: Gates on one qubit.
+        gates_2q: Gates on two.
+        depth: Longest chain of gates that must run one after another.
+    """
+
+    gates_1q: int
+    gates_2q: int
+    depth: int
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A Compiled that knows the circuits a device runs for it, one a measurement setting."""
+
+    @property
+    def sizes(self) -> tuple[CircuitSize, ...]:
+        """Of each, the change of basis included."""
+        ...
+
+
+def circuit_size(circuit: Circuit) -> CircuitSize:
+    """Of a circuit as it is written, gates on three wires taken apart, since devices have none."""
+    gates = [part for gate in circuit.gates for part in (gate.parts() if len(gate.wires) > 2 else (gate,))]
+    widths = [len(gate.wires) for gate in gates]
+    return CircuitSize(widths.count(1), widths.count(2), replace(circuit, gates=tuple(gates)).depth())
+
+
+def circuit_sizes(compiled: Compiled, circuit: Circuit) -> tuple[CircuitSize, ...]:
+    """Of the circuits that a device runs for a compiled circuit, one a measurement setting."""
+    if isinstance(compiled, Sized):
+        return compiled.sizes
+    return (circuit_size(circuit),) * len(measurement_settings(circuit.observables))
+
+
+def device_counts(
+    circuit: Circuit,
+    settings: int,
+    executions: int,
+    shots: int | None,
+    sizes: tuple[CircuitSize, ...] | None = None,
+) -> Counter[str]:
     """What a quantum device would run: circuits, gates and shots for so many (patch, filter) pairs.
 
     Args:
@@ -153,17 +210,15 @@ def device_counts(circuit: Circuit, settings: int, executions: int, shots: int |
         settings: Measurement settings: groups of observables measured together.
         executions: (patch, filter) pairs.
         shots: Shots a circuit; None assumes DEVICE_SHOTS, since a device has no exact expectation values.
+        sizes: Of the circuit of each setting where they are known; None for the circuit as it is written.
     """
     circuits = executions * settings
-    # Devices have no gates on three wires: those are their parts.
-    gates = [part for gate in circuit.gates for part in (gate.parts() if len(gate.wires) > 2 else (gate,))]
-    two = sum(len(gate.wires) == 2 for gate in gates)
-    one = sum(len(gate.wires) == 1 for gate in gates)
+    sizes = sizes or (circuit_size(circuit),) * settings
     return +Counter(
         {
             "device:circuits": circuits,
-            "device:gates_1q": circuits * one,
-            "device:gates_2q": circuits * two,
+            "device:gates_1q": executions * sum(size.gates_1q for size in sizes),
+            "device:gates_2q": executions * sum(size.gates_2q for size in sizes),
             "device:shots": circuits * (shots or DEVICE_SHOTS),
         }
     )

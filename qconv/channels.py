@@ -1,0 +1,113 @@
+"""How the channels of an image meet in one layer of quantum kernels.
+
+With C channels a group, k pixels a channel, encodings of w(k) wires for k features, and an ansatz of d layers:
+
+=============  ==================  =============================  ====================================================
+channels       wires               weights a filter               circuits a patch and filter
+=============  ==================  =============================  ====================================================
+joint          w(C k)              those of the ansatz            1, all pixels side by side
+separate       w(k)                C times those of the ansatz    C, one a channel; outputs are summed, in [-C, C]
+reupload       w(k)                C times those of the ansatz    1, C times as deep
+smaldone_co    1 + k               C times the unitary's plus 1   1, about 2 C times as deep as the unitary
+smaldone_pco   a + r k             as smaldone_co, and couplings  1, about 2 C / r times as deep as the unitary
+=============  ==================  =============================  ====================================================
+
+"reupload" encodes one channel after another on the same wires, each followed by the ansatz with weights of its own.
+"smaldone_co" (channel overwrite) undoes each channel's unitary once an ancilla has taken it in; "smaldone_pco" reads r
+registers at once into a ancillas. Both take kernel "smaldone_u1" or "smaldone_u2", encode by RX(pi x), have no depth,
+and read X of the first ancilla by default, which their authors turn into arccos(<X>) / pi (here that is left to the
+network). The authors' "weighted expectation value" is a layer with groups = in_channels before a 1 x 1 convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from circuits.ansatze import channel_overwrite
+from circuits.circuit import Circuit
+from circuits.encodings import encode, find_encoding
+from circuits.kernels import interleaved
+from circuits.kernels import kernel as named_kernel
+from circuits.naming import unknown
+from circuits.readouts import Readout, find_readout
+
+SMALDONE = ("smaldone_co", "smaldone_pco")
+CHANNELS = ("joint", "separate", "reupload", *SMALDONE)
+_UNITARIES = {"smaldone_u1": "u1", "smaldone_u2": "u2"}
+
+
+def channels_kernel(
+    scheme: str,
+    channels: int,
+    pixels: int,
+    name: str,
+    depth: int,
+    encoding: str | Circuit,
+    readout: str | Sequence[str],
+    seed: int,
+    options: dict[str, Any],
+) -> tuple[Circuit, Readout]:
+    """The circuit that a layer with a named kernel runs on the channels of a patch, and its readout.
+
+    Args:
+        scheme: A name of CHANNELS.
+        channels: Channels of a group.
+        pixels: Pixels of a channel's patch.
+        name: A named kernel.
+        depth: As of `kernel`.
+        encoding: As of `kernel`; with "reupload" of one channel.
+        readout: As of `find_readout`.
+        seed: As of `kernel`.
+        options: Those of `kernel` and of the ansatz; for "smaldone_pco" registers (2) and ancillas (1).
+
+    Returns:
+        Inputs ordered (channel, pixel): those of all channels, or of one with "separate".
+
+    Raises:
+        ValueError: For an unknown scheme, and what does not fit each other.
+    """
+    if scheme not in CHANNELS:
+        raise unknown("channels", scheme, CHANNELS)
+    if scheme in SMALDONE:
+        return _smaldone(scheme, channels, pixels, name, encoding, readout, options)
+    features = pixels if scheme != "joint" else channels * pixels
+    wires = encoding.n_wires if isinstance(encoding, Circuit) else find_encoding(encoding).wires(features)
+    if scheme != "reupload":
+        circuit = named_kernel(name, wires, depth, encoding, readout, features=features, seed=seed, **options)
+        return circuit, find_readout(readout, wires)
+    encoder = encoding if isinstance(encoding, Circuit) else encode(encoding, features)
+    if not isinstance(encoding, Circuit) and not find_encoding(encoding).again and channels > 1:
+        raise ValueError(f"encoding {encoding!r} prepares a state, which cannot follow other channels: use another")
+    own = dict(options)
+    rounds = depth if own.pop("reupload", False) else 1
+    encoders = [encoder.shift_inputs(k * features) for _ in range(rounds) for k in range(channels)]
+    circuit = interleaved(encoders, name, 1 if rounds > 1 else depth, seed, **own)
+    found = find_readout(readout, wires)
+    return circuit.with_observables(found.observables), found
+
+
+def _smaldone(
+    scheme: str,
+    channels: int,
+    pixels: int,
+    name: str,
+    encoding: str | Circuit,
+    readout: str | Sequence[str],
+    options: dict[str, Any],
+) -> tuple[Circuit, Readout]:
+    if name not in _UNITARIES or encoding not in ("angle", "angle_x"):
+        what = encoding if isinstance(encoding, str) else "a Circuit"
+        raise ValueError(
+            f"channels={scheme!r} was given kernel {name!r} and encoding {what!r}: it takes kernel 'smaldone_u1' or "
+            "'smaldone_u2' and encodes by RX(pi x) itself"
+        )
+    known = {"registers": 2, "ancillas": 1} if scheme == "smaldone_pco" else {}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of channels={scheme!r}", option, known)
+    circuit = channel_overwrite(channels, pixels, unitary=_UNITARIES[name], **(known | options))
+    if readout == "z":
+        return circuit, Readout(circuit.observables, len(circuit.observables))
+    found = find_readout(readout, circuit.n_wires)
+    return circuit.with_observables(found.observables), found
