@@ -1,10 +1,12 @@
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from strategies import circuits
 
-from circuits import Angle, Circuit, Gate, kernel
+from circuits import GATES, Angle, Circuit, Gate, kernel
+from circuits.circuit import const
 from qconv import QuantumConv2d, load_backend
 from qconv.gradients import ParameterShift, compile_differentiable
 
@@ -113,3 +115,37 @@ def test_gradients_from_shots_scatter_around_the_exact_ones():
     sigma = (8 * 1.5**2 * 2 / 4 / 2000) ** 0.5
     assert (ours - exact).abs().max() < 5 * sigma
     assert (ours - exact).abs().max() > 0
+
+
+ANGLED = [(name, k) for name, spec in GATES.items() for k in range(spec.n_angles or 0)]
+
+
+@pytest.mark.parametrize(("name", "place"), ANGLED)
+def test_the_rule_of_every_gate_is_exact(name, place):
+    # The generator's gaps, from the definition of the gate.
+    wires = (2, 0)[: GATES[name].n_wires]
+    (generator,) = [g for k, g in oracle.generator_steps(name, wires, 3) if k == place]
+    levels = np.linalg.eigvalsh(generator)
+    gaps = np.unique(np.round(np.abs(levels[:, None] - levels), 12))[1:]
+    assert GATES[name].frequencies[place] == tuple(gaps)
+    # Its slope among gates on three wires, which have no angles and change the generator's place, not its gaps.
+    others = (0.7, -0.4, 1.1)
+    angles = tuple(Angle("weight", 0) if k == place else const(others[k]) for k in range(GATES[name].n_angles))
+    mix = tuple(Gate("Rot", (wire,), tuple(const(0.4 * wire + a) for a in others)) for wire in range(3))
+    before = (*mix, Gate("CSWAP", (1, 2, 0)), Gate("CCX", (0, 1, 2)))
+    after = (Gate("CCZ", (2, 0, 1)), *mix, Gate("CSWAP", (0, 1, 2)))
+    circuit = Circuit(3, (*before, Gate(name, wires, angles), *after), ("ZII", "XYI", "YZX"))
+    w = torch.tensor([[0.3], [-1.9]], dtype=torch.float64, requires_grad=True)
+    values = shift(circuit)(torch.zeros(1, 0, dtype=torch.float64), w)
+    for k in range(3):
+        (slope,) = torch.autograd.grad(values[0, :, k].sum(), w, retain_graph=True)
+        want = [oracle.run(circuit, np.zeros(0), row.detach().numpy())[2][k] for row in w]
+        np.testing.assert_allclose(slope, want, atol=1e-11)
+    assert shift(circuit).executions(1, 1) == 1 + 2 * len(gaps)
+    assert np.abs(want).max() > 1e-3
+
+
+def test_gates_on_three_wires_have_no_angles():
+    wide = [spec for spec in GATES.values() if spec.n_wires == 3]
+    assert {spec.name for spec in wide} == {"CCX", "CCZ", "CSWAP"}
+    assert all(spec.n_angles == 0 and not spec.rotations for spec in wide)

@@ -44,8 +44,10 @@ def load_backend(name: str, **options: Any) -> Backend:
 
     Args:
         name: One of `backend_names()`.
-        options: "pennylane": device (any PennyLane device name) and the device's own options. "qiskit": method of
-            AerSimulator.
+        options: "pennylane": device (a PennyLane device or its name), diff_method ("backprop", "adjoint",
+            "parameter-shift", "spsa", "finite-diff", "best") and the device's own options. "qiskit": method of
+            AerSimulator, device (any BackendV2 or SamplerV2), noise_model, coupling_map, basis_gates, executor and
+            AerSimulator's own options; see `qconv.backends.qiskit.QiskitBackend`.
 
     Raises:
         ValueError: For an unknown name, with the nearest valid one, or options the backend does not have.
@@ -56,3 +58,22 @@ def load_backend(name: str, **options: Any) -> Backend:
         return _LOADERS[name](**options)
     except TypeError as error:
         raise ValueError(f"backend {name!r} does not take the options {sorted(options)}: {error}") from error
+
+
+def as_backend(backend: Any) -> Backend:
+    """A backend from what users give: a name, a backend, or a device or sampler of Qiskit's.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(backend, str):
+        return load_backend(backend)
+    if isinstance(backend, Backend):
+        return backend
+    # Told by its classes' modules, since importing Qiskit to ask is slow.
+    if any(kind.__module__.partition(".")[0] in ("qiskit", "qiskit_aer") for kind in type(backend).__mro__):
+        return load_backend("qiskit", device=backend)
+    raise ValueError(
+        f"backend is a {type(backend).__name__}: give one of {', '.join(backend_names())}, an object with `name` and "
+        "`compile` (qconv.Backend), or a BackendV2 or SamplerV2 of Qiskit's"
+    )
