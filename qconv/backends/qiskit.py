@@ -1,72 +1,113 @@
-"""Qiskit Aer as a backend: exact values, or shots from real counts."""
+"""Qiskit as a backend: AerSimulator with every method, any device of Qiskit's, or a SamplerV2."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import torch
-from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import ParameterVector
-from qiskit.quantum_info import Pauli
-from qiskit_aer import AerSimulator
+from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2
+from qiskit.providers import BackendV2
+from qiskit_aer import AerError, AerSimulator
+from qiskit_aer.noise import NoiseModel as AerNoiseModel
 from torch import Tensor
 
 from circuits.circuit import Circuit
-from circuits.interop import build_qiskit, preparation_angles, reversed_bits
+from circuits.interop import preparation_angles
 from circuits.noise import NoiseModel
-from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
-from qconv.backends.protocol import Real, check_call, check_options, device_counts, measurement_settings, split_invalid
+from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized, with_free_angles
+from qconv.backends.clifford import check_fixed_gates, clifford_angles
+from qconv.backends.jobs import JobFailed, Run, run_in_jobs
+from qconv.backends.protocol import (
+    Real,
+    Unsupported,
+    check_call,
+    check_options,
+    circuit_size,
+    device_counts,
+    measurement_settings,
+    split_invalid,
+)
+from qconv.backends.qiskit_programs import (
+    exact_program,
+    measured_program,
+    prepared_angles,
+    readout_of,
+    sizes,
+    standard_gates,
+    target_of,
+)
+from qconv.backends.qiskit_runs import AerRun, DeviceRun, Program, SamplerRun
 from qconv.backends.statevector import simulation_counts
 
-_UNBINDABLE = {"crx", "cry", "crz", "cp", "cu1"}
+# What the objects of one job may take in this process, in bytes; the simulator's state comes on top.
+JOB_BYTES = 2**28
+# Bytes of one circuit's parameters and results (measured: 12 to 13 kB) and of each outcome in its counts.
+_CIRCUIT_BYTES, _OUTCOME_BYTES = 2**14, 64
+# Circuits a job on a simulator: the job's own latency is small beside them, and an executor has something to share.
+CIRCUITS_A_JOB = 2**11
+
+# Methods of AerSimulator that give neither expectation values nor counts of circuits with measurements.
+_OTHERS = ("unitary", "superop")
+_STABILIZER = {"stabilizer": (), "extended_stabilizer": ("T", "Tdg", "CCX", "CCZ")}
+_KEPT = 16  # programs
 
 
 class QiskitCompiled:
-    """A circuit transpiled once; all patches of a call are one job with bound parameters."""
+    """A circuit transpiled once; the patches of a call are as few jobs as memory and the device allow.
+
+    Args:
+        circuit: The kernel.
+        program: Its transpiled circuits.
+        run: Runs a job of them.
+        method: Of AerSimulator; None for other devices.
+        rows_a_job: (patch, filter) pairs a job.
+        executor: Where jobs run; None for here, one after another.
+        shots: See Backend.
+        noisy: Whether a simulator has noise.
+        transpiled: Whether the circuits are those of a device, other than the kernel as it is written.
+        seed: See Backend.
+
+    Attributes:
+        sizes: See Sized.
+    """
 
     differentiable = False
 
     def __init__(
-        self, circuit: Circuit, simulator: AerSimulator, shots: int | None, noise: NoiseModel | None, seed: int | None
+        self,
+        circuit: Circuit,
+        program: Program,
+        run: Run,
+        *,
+        method: str | None,
+        rows_a_job: int,
+        executor: Executor | None,
+        shots: int | None,
+        noisy: bool,
+        transpiled: bool,
+        seed: int | None,
     ) -> None:
         self.circuit = circuit
-        self._simulator, self._shots, self._mixed = simulator, shots, noise is not None
+        self._program, self._run, self._rows_a_job, self._executor = program, run, rows_a_job, executor
+        self._method, self._shots, self._noisy = method, shots, noisy
         self._angles, self._features = angles_of(circuit), features_of(circuit)
-        # Each call draws its own seed, so that the shots of successive calls are independent.
+        self._settings = len(measurement_settings(circuit.observables))
+        written = (circuit_size(circuit),) * self._settings
+        self.sizes = sizes(program) if transpiled and len(program.circuits) == self._settings else written
+        # Each call draws seeds of its own, so that the shots of successive calls are independent.
         self._rng = np.random.default_rng(seed)
-        self._settings = measurement_settings(circuit.observables)
-        prepared = 2**circuit.n_wires - 1 if self._features else 0
-        self._parameters = ParameterVector("a", prepared + len(self._angles))
-        # Aer (to 0.18.2) silently drops the bound parameter of a controlled rotation (Qiskit/qiskit-aer issues 2323 and
-        # 2403), so these are written as one-wire rotations and CNOTs.
-        base = build_qiskit(circuit, list(self._parameters), noise)
-        while set(base.count_ops()) & _UNBINDABLE:
-            base = base.decompose(gates_to_decompose=list(_UNBINDABLE))
-        self._jobs = (
-            [self._exact(base)] if shots is None else [self._measured(base, basis) for basis, _ in self._settings]
-        )
-        self._jobs = transpile(self._jobs, simulator, optimization_level=0)
-
-    def _exact(self, base: QuantumCircuit) -> QuantumCircuit:
-        result = base.copy()
-        for k, observable in enumerate(self.circuit.observables):
-            result.save_expectation_value(Pauli(reversed_bits(observable)), range(self.circuit.n_wires), label=f"o{k}")
-        return result
-
-    def _measured(self, base: QuantumCircuit, basis: str) -> QuantumCircuit:
-        result = base.copy()
-        for wire, letter in enumerate(basis):
-            if letter == "Y":
-                result.sdg(wire)
-            if letter in "XY":
-                result.h(wire)
-        result.measure_all()
-        return result
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """See Compiled."""
+        """See Compiled.
+
+        Raises:
+            JobFailed: If a job does not finish; it holds the values of the others.
+        """
         check_call(self.circuit, inputs, weights)
         with torch.no_grad():
             wide, wide_weights = inputs.double().cpu(), weights.double().cpu()
@@ -78,82 +119,317 @@ class QiskitCompiled:
         if len(rows) == 0:
             return weights.new_zeros(len(inputs), len(weights), len(self.circuit.observables))
         rows, invalid = split_invalid(rows)
-        values = torch.from_numpy(self._run(rows))
+        if self._method in _STABILIZER:
+            rows = clifford_angles(self.circuit, rows, prepared_angles(self.circuit), self._method)
+        try:
+            values = torch.from_numpy(self._values(rows))
+        except JobFailed as failure:
+            raise failure.of(len(inputs), len(weights)) from failure.__cause__
         values[torch.from_numpy(invalid)] = torch.nan
         return values.to(weights).reshape(len(inputs), len(weights), -1)
 
-    def _run(self, rows: Real) -> Real:
+    def _values(self, rows: Real) -> Real:
         """Expectation values (R, n_obs) for rows of bound angles (R, K)."""
-        bound = {parameter: rows[:, k].tolist() for k, parameter in enumerate(self._parameters)}
-        # Without parameters there is nothing to bind: one run serves all rows.
-        repeats = 1 if bound else len(rows)
-        runs = len(rows) // repeats
-        options: dict[str, Any] = {"seed_simulator": int(self._rng.integers(2**31))}
-        if bound:
-            options["parameter_binds"] = [bound] * len(self._jobs)
-        if self._shots is not None:
-            options["shots"] = self._shots
-        result = self._simulator.run(self._jobs, **options).result()
-        if not result.success:
-            raise RuntimeError(f"Aer did not finish {runs * len(self._jobs)} circuits: {result.status}")
-        values = np.empty((runs, len(self.circuit.observables)))
-        if self._shots is None:
-            for row in range(runs):
-                data = result.results[row].data
-                values[row] = [getattr(data, f"o{k}") for k in range(values.shape[1])]
-        else:
-            for setting, (_, members) in enumerate(self._settings):
-                signs = [_signs(self.circuit.observables[member]) for member in members]
-                for row in range(runs):
-                    counts = result.results[setting * runs + row].data.counts
-                    values[row, list(members)] = _means(counts, signs)
+        # Exact values without parameters are the same in every row.
+        repeats = 1 if rows.shape[1] or self._shots is not None else len(rows)
+        values = run_in_jobs(
+            self._run,
+            rows[: len(rows) // repeats],
+            len(self.circuit.observables),
+            self._rng,
+            self._rows_a_job,
+            self._executor,
+        )
         return np.repeat(values, repeats, axis=0)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
-        """See Compiled: every patch gate by gate."""
+        """See Compiled: every patch gate by gate; a device, and a stabilizer's bits, do no arithmetic of ours.
+
+        What a matrix product state takes depends on its bonds: as many operations as a state vector are assumed.
+        """
         runs = patches * filters
-        return simulation_counts(self.circuit, runs, self._mixed) + device_counts(
-            self.circuit, len(self._settings), runs, self._shots
-        )
-
-
-def _signs(observable: str) -> int:
-    """Bit mask of the wires whose measured bits multiply to the observable's value; qubit w is bit w."""
-    return sum(1 << wire for wire, letter in enumerate(observable) if letter != "I")
-
-
-def _means(counts: dict[str, int], masks: list[int]) -> list[float]:
-    """Means of products of measured signs; Aer's keys are hexadecimal numbers with qubit 0 in the lowest bit."""
-    total = sum(counts.values())
-    outcomes = [(int(key, 16), n) for key, n in counts.items()]
-    return [sum(n * (1 - 2 * ((outcome & mask).bit_count() & 1)) for outcome, n in outcomes) / total for mask in masks]
+        total = device_counts(self.circuit, self._settings, runs, self._shots, self.sizes)
+        if self._method is None or self._method in _STABILIZER:
+            return total
+        mixed = self._noisy and self._method == "density_matrix"
+        # Other methods sample a channel's operators: a run of the circuit for every shot.
+        trajectories = self._shots if self._noisy and not mixed and self._shots else 1
+        return total + simulation_counts(self.circuit, runs * trajectories, mixed)
 
 
 class QiskitBackend:
-    """Qiskit's AerSimulator.
+    """Qiskit's AerSimulator, a device of Qiskit's, or a SamplerV2.
+
+    Circuits are transpiled once, with their parameters free. Each call binds its patches to them in as few jobs as a
+    bound of JOB_BYTES (256 MB of parameters and results) and the device's max_circuits allow, at most CIRCUITS_A_JOB
+    (2048) a job on a simulator of this machine.
 
     Args:
-        method: Aer's simulation method; by default "statevector", or "density_matrix" where there is noise.
+        method: Aer's simulation method. By default "statevector"; where there is noise "density_matrix", or
+            "statevector" (sampled channels, with shots) where that does not fit into memory. "stabilizer" and
+            "extended_stabilizer" take Clifford angles only (the latter also T, Tdg, CCX, CCZ, and shots only, slowly).
+        device: Any BackendV2 or SamplerV2 in place of our own AerSimulator; or Aer's own option, "CPU" or "GPU".
+        noise_model: A qiskit_aer NoiseModel; or a BackendV2, of which Aer then simulates noise, basis gates and
+            coupling map. `noise` of a layer means our own NoiseModel instead, and does not go with this one.
+        coupling_map: Pairs of qubits that gates on two act on, as (control, target); None for all.
+        basis_gates: Qiskit's names of the gates to transpile to; None for those of the method and noise model.
+        optimization_level: Of qiskit.transpile; by default 1 where there is a device or a coupling map, else 0.
+        executor: A concurrent.futures executor (threads, processes, Dask's client.get_executor()) that runs the jobs
+            of a call at the same time. Values do not depend on it. It must not be the one that the caller runs on.
+        circuits_a_job: Fewer circuits a job than stated above, so that an executor has more jobs to share.
+        options: AerSimulator's own, such as matrix_product_state_max_bond_dimension=16 or max_memory_mb=1000.
+
+    Raises:
+        ValueError: For methods, options or devices that do not exist or do not fit each other.
     """
 
     name = "qiskit"
 
-    def __init__(self, method: str | None = None) -> None:
-        if method is not None and method not in AerSimulator().available_methods():
-            known = ", ".join(AerSimulator().available_methods())
-            raise ValueError(f"Aer has no method {method!r} on this machine: choose from {known}")
-        self.method = method
+    def __init__(
+        self,
+        method: str | None = None,
+        *,
+        device: Any = None,
+        noise_model: Any = None,
+        coupling_map: Sequence[Sequence[int]] | None = None,
+        basis_gates: Sequence[str] | None = None,
+        optimization_level: int | None = None,
+        executor: Executor | None = None,
+        circuits_a_job: int | None = None,
+        **options: Any,
+    ) -> None:
+        _check_arguments(method, device, noise_model, executor, circuits_a_job)
+        if isinstance(device, str):
+            options["device"], device = device, None
+        if device is not None and (method or options or noise_model or coupling_map or basis_gates):
+            given = {"method": method, "noise_model": noise_model, "coupling_map": coupling_map} | options
+            names = ", ".join(key for key, value in given.items() if value is not None) or "basis_gates"
+            raise ValueError(
+                f"device is a {type(device).__name__} but {names} was given too: the device has its own, so give one "
+                "or the other"
+            )
+        if isinstance(noise_model, BackendV2) and (coupling_map or basis_gates):
+            raise ValueError(
+                f"noise_model is the device {noise_model.name!r}, which has a coupling map and basis gates, but others "
+                "were given too: give one or the other"
+            )
+        self.method, self.device, self.noise_model = method, device, noise_model
+        self.coupling_map = None if coupling_map is None else [list(map(int, pair)) for pair in coupling_map]
+        self.basis_gates = None if basis_gates is None else list(basis_gates)
+        self.optimization_level, self.options = optimization_level, options
+        self.executor, self.circuits_a_job = executor, circuits_a_job
+        self._programs: dict[Any, Program] = {}
+        # Made once now, so that an unknown option is said here.
+        if device is None:
+            self._simulator(method or "automatic")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QiskitBackend:
+        # Nothing of it changes; executors and devices cannot be copied.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An executor belongs to its process.
+        return {**self.__dict__, "executor": None, "_programs": {}}
 
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> QiskitCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
-        if self.method not in (None, "density_matrix") and noise is not None and shots is None:
+        own = self.noise_model is not None or self.device is not None
+        if noise is not None and (own or self.coupling_map or self.basis_gates):
+            raise Unsupported(
+                "noise was asked, which follows the kernel's own gates, but a device, noise_model, coupling_map or "
+                "basis_gates replaces those gates: give noise, or a noise_model of qiskit_aer"
+            )
+        runner, method = self._runner(circuit.n_wires, shots, noise)
+        name = getattr(runner, "name", None) or type(runner).__name__
+        if isinstance(runner, AerSimulator):
+            noisy = noise is not None or runner.options.noise_model is not None
+            self._check_method(circuit, method, shots, noisy, noise)
+            self._check_memory(circuit.n_wires, method, runner)
+        else:
+            noisy = False
+            if shots is None:
+                raise Unsupported(f"{name} gives counts but shots=None (exact values) was asked: give shots")
+        limit = self._qubits(runner)
+        if limit is not None and circuit.n_wires > limit:
+            raise Unsupported(
+                f"{name} has {limit} qubits but the kernel has {circuit.n_wires} wires: use fewer (in a layer: a "
+                "smaller kernel_size or more groups), or a larger device"
+            )
+        program = self._program(circuit, shots is None, noise, method, runner, name)
+        run: Run
+        if isinstance(runner, AerSimulator):
+            run = AerRun(program, runner, shots)
+        else:
+            assert shots is not None
+            run = (SamplerRun if isinstance(runner, BaseSamplerV2) else DeviceRun)(program, runner, shots)
+        transpiled = own or bool(self.coupling_map or self.basis_gates)
+        return QiskitCompiled(
+            circuit,
+            program,
+            run,
+            method=method if isinstance(runner, AerSimulator) else None,
+            rows_a_job=self._rows_a_job(runner, program, circuit.n_wires, shots),
+            executor=self.executor,
+            shots=shots,
+            noisy=noisy,
+            transpiled=transpiled,
+            seed=seed,
+        )
+
+    def _runner(self, wires: int, shots: int | None, noise: NoiseModel | None) -> tuple[Any, str]:
+        """What runs the circuits, and Aer's method where that is a simulator."""
+        if self.device is not None:
+            return self.device, getattr(getattr(self.device, "options", None), "method", None) or "automatic"
+        method = self.method
+        if method is None and noise is None and self.noise_model is None:
+            method = "statevector"
+        elif method is None:
+            method = "density_matrix"
+            fits = _state_bytes(wires, method, self.options) <= _memory(self.options)
+            if shots is not None and not fits:
+                method = "statevector"
+        return self._simulator(method), method
+
+    def _simulator(self, method: str) -> Any:
+        options = {"method": method, **self.options}
+        try:
+            if isinstance(self.noise_model, BackendV2):
+                return AerSimulator.from_backend(self.noise_model, **options)
+            if self.noise_model is not None:
+                options["noise_model"] = self.noise_model
+            return AerSimulator(**options)
+        except AerError as error:
+            raise ValueError(f"AerSimulator does not take the options {options}: {error.message}") from error
+
+    def _check_method(
+        self, circuit: Circuit, method: str, shots: int | None, noisy: bool, noise: NoiseModel | None
+    ) -> None:
+        if method in _STABILIZER:
+            check_fixed_gates(circuit, method, _STABILIZER[method])
+            if noise is not None:
+                raise Unsupported(
+                    f"Aer's method {method!r} runs no Kraus operators but noise was asked: use method "
+                    "'density_matrix', or a noise_model of qiskit_aer with Pauli errors"
+                )
+            if method == "extended_stabilizer" and shots is None:
+                raise Unsupported(
+                    f"Aer's method {method!r} samples but shots=None (exact values) was asked: give shots"
+                )
+        if noisy and shots is None and method != "density_matrix":
             raise ValueError(
-                f"Aer's method {self.method!r} samples noise but shots=None was asked: give shots, or method "
+                f"Aer's method {method!r} samples noise but shots=None was asked: give shots, or method "
                 "'density_matrix'"
             )
-        method = self.method or ("statevector" if noise is None else "density_matrix")
-        simulator = AerSimulator(method=method, runtime_parameter_bind_enable=noise is None)
-        return QiskitCompiled(circuit, simulator, shots, noise, seed)
+
+    def _check_memory(self, wires: int, method: str, simulator: Any) -> None:
+        options = {k: getattr(simulator.options, k, None) for k in ("precision", "max_memory_mb")}
+        needed, available = _state_bytes(wires, method, options), _memory(options)
+        if needed > available:
+            raise Unsupported(
+                f"Aer's method {method!r} keeps {needed:,} bytes for {wires} wires but {int(available):,} bytes of "
+                "memory may be used (option max_memory_mb, or this machine's): use fewer wires, or method "
+                "'matrix_product_state' for circuits of little entanglement"
+            )
+
+    def _qubits(self, runner: Any) -> int | None:
+        if self.coupling_map is not None:
+            return 1 + max(qubit for pair in self.coupling_map for qubit in pair)
+        if isinstance(self.noise_model, BackendV2):
+            return int(self.noise_model.num_qubits)
+        # A simulator's own number comes from its memory, which was checked.
+        if isinstance(runner, AerSimulator) and runner.coupling_map is None:
+            return None
+        found = getattr(target_of(runner), "num_qubits", None)
+        return None if found is None else int(found)
+
+    def _program(
+        self, circuit: Circuit, exact: bool, noise: NoiseModel | None, method: str, runner: Any, name: str
+    ) -> Program:
+        # All angles are parameters: circuits that differ in what feeds them are one, as for parameter shifts.
+        circuit = with_free_angles(circuit)
+        key = (circuit, exact, noise, method)
+        if key not in self._programs:
+            target, options = self._transpilation(runner, method)
+            if exact:
+                readout = readout_of(runner.options.noise_model) if runner.options.noise_model is not None else None
+                program = exact_program(circuit, noise, readout, target, name, options)
+            else:
+                program = measured_program(circuit, noise, target, name, options)
+            self._programs = dict([*list(self._programs.items())[1 - _KEPT :], (key, program)])
+        return self._programs[key]
+
+    def _transpilation(self, runner: Any, method: str) -> tuple[Any, dict[str, Any]]:
+        """Target and options of qiskit.transpile."""
+        routed = self.device is not None or self.coupling_map is not None or isinstance(self.noise_model, BackendV2)
+        level = int(routed) if self.optimization_level is None else self.optimization_level
+        own = isinstance(runner, AerSimulator) and runner.coupling_map is None
+        if self.coupling_map is None and self.basis_gates is None and not (own and method in _STABILIZER):
+            target = target_of(runner)
+            return target, {} if target is None else {"optimization_level": level}
+        # AerSimulator takes a coupling map and forgets it: only transpile() minds it, and without the simulator. As a
+        # target of 10,000 qubits, a stabilizer simulator takes seconds.
+        gates = self.basis_gates or standard_gates(runner.configuration().basis_gates)
+        return None, {"optimization_level": level, "coupling_map": self.coupling_map, "basis_gates": gates}
+
+    def _rows_a_job(self, runner: Any, program: Program, wires: int, shots: int | None) -> int:
+        bytes_a_circuit = _CIRCUIT_BYTES + _OUTCOME_BYTES * min(shots or 0, 2 ** min(wires, 60))
+        if isinstance(runner, BaseSamplerV2):
+            bytes_a_circuit = _CIRCUIT_BYTES + (shots or 0) * (wires // 8 + 1)
+        circuits = max(1, JOB_BYTES // bytes_a_circuit)
+        if isinstance(runner, AerSimulator):
+            circuits = min(circuits, CIRCUITS_A_JOB)
+        most = [self.circuits_a_job, getattr(runner, "max_circuits", None)]
+        circuits = min([circuits, *(n for n in most if n)])
+        return max(1, int(circuits) // len(program.circuits))
+
+
+def _check_arguments(method: Any, device: Any, noise_model: Any, executor: Any, circuits_a_job: Any) -> None:
+    if method is not None and method not in AerSimulator().available_methods():
+        known = ", ".join(m for m in AerSimulator().available_methods() if m not in _OTHERS)
+        raise ValueError(f"Aer has no method {method!r} on this machine: choose from {known}")
+    if method in _OTHERS:
+        raise ValueError(
+            f"Aer's method {method!r} computes matrices, no expectation values: use 'statevector' or 'density_matrix'"
+        )
+    if isinstance(device, BaseEstimatorV2) or (device is not None and "Estimator" in type(device).__name__):
+        raise ValueError(
+            f"device is a {type(device).__name__}: estimators of simulators add normal noise to exact values instead "
+            "of sampling, so give the BackendV2 itself or a SamplerV2"
+        )
+    if device is not None and not isinstance(device, (str, BackendV2, BaseSamplerV2)):
+        raise ValueError(f"device is a {type(device).__name__}: give a Qiskit BackendV2 or SamplerV2, 'CPU' or 'GPU'")
+    if noise_model is not None and not isinstance(noise_model, (AerNoiseModel, BackendV2)):
+        kind = (
+            "our own, which is noise= of a layer or of simulate" if isinstance(noise_model, NoiseModel) else "no such"
+        )
+        raise ValueError(
+            f"noise_model is a {type(noise_model).__name__} ({kind}): give a qiskit_aer NoiseModel or a BackendV2"
+        )
+    if executor is not None and not isinstance(executor, Executor):
+        raise ValueError(
+            f"executor is a {type(executor).__name__}: give a concurrent.futures Executor, such as "
+            "ThreadPoolExecutor(2) or, of a Dask client, client.get_executor()"
+        )
+    whole = isinstance(circuits_a_job, int) and not isinstance(circuits_a_job, bool) and circuits_a_job >= 1
+    if circuits_a_job is not None and not whole:
+        raise ValueError(f"circuits_a_job is {circuits_a_job!r}: give a whole number of at least 1, or None")
+
+
+def _state_bytes(wires: int, method: str, options: dict[str, Any]) -> int:
+    """Memory of a state; 0 for methods whose states depend on the circuit."""
+    amplitude = 8 if options.get("precision") == "single" else 16
+    power = {"statevector": 1, "density_matrix": 2}.get(method)
+    return 0 if power is None else amplitude * int(2 ** (power * wires))
+
+
+def _memory(options: dict[str, Any]) -> float:
+    """Bytes that a simulation may use."""
+    if options.get("max_memory_mb"):
+        return float(options["max_memory_mb"]) * 2**20
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # no such number on this system
+        return float("inf")
