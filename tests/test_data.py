@@ -331,7 +331,7 @@ def test_near_misses_in_the_data_folder_are_named(tmp_path):
     file = "train-images-idx3-ubyte.gz"
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / file).touch()
-    with pytest.raises(ValueError, match="lies in .* itself: name the folder that holds mnist/"):
+    with pytest.raises(ValueError, match=r"lies in .* itself: name the folder that holds mnist/"):
         load_dataset("mnist", tmp_path / "mnist")
     (tmp_path / "mnist" / file).rename(tmp_path / "mnist" / file.removesuffix(".gz"))
     with pytest.raises(ValueError, match="uncompressed"):

@@ -45,7 +45,7 @@ def exact_ways(circuit: Circuit, noise: NoiseModel | None) -> tuple[dict[str, Pr
         if circuit.n_wires < MAX_WIRES + (not ways):
             attempt("fourier (all coefficients)", lambda: FourierCompiled(circuit, noise))
     if noise is None:
-        attempt("statevector", lambda: StatevectorBackend().compile(circuit))
+        attempt("statevector", lambda: StatevectorBackend.pure(circuit))
     return ways, refusal
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,15 @@ from torch import Tensor
 
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.gates import AMPLITUDE, GATES, Matrix, pauli_matrix
-from circuits.noise import Channel, NoiseModel
+from circuits.noise import AnyChannel, NoiseModel
 from qconv.backends import fused, operators
 from qconv.backends.angles import features_of
 from qconv.backends.contraction import contract, polynomial_counts, scaled
 from qconv.backends.costs import Call, Work
 from qconv.backends.kept import Kept
+from qconv.backends.outcomes import FromStrings, Setting
 from qconv.backends.protocol import Plain, Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.sampling import SampledCompiled, check_gradient, free_angles
 from qconv.patches import Geometry
 
 if TYPE_CHECKING:
@@ -133,16 +135,33 @@ def gate_ops(gate: Gate) -> list[PauliOp]:
     return ops
 
 
-def channel_op(wire: int, channel: Channel) -> PauliOp:
+def channel_op(wires: tuple[int, ...], channel: AnyChannel) -> PauliOp:
     """A noise channel as a constant transfer matrix."""
     constant = transfer_matrix(channel.kraus())
-    return PauliOp((wire,), (constant, 0 * constant, 0 * constant))
+    return PauliOp(wires, (constant, 0 * constant, 0 * constant))
+
+
+def readout_ops(circuit: Circuit, noise: NoiseModel | None) -> list[PauliOp]:
+    """Errors of the readout as the last operations: each measured Pauli P becomes offset I + factor P.
+
+    As linear maps they are no channels, since X, Y and Z are never measured together.
+    """
+    if noise is not None:
+        noise.check_wires(circuit.n_wires)
+    ops = []
+    for wire in range(circuit.n_wires):
+        error = None if noise is None else noise.readout_of(wire)
+        if error is not None:
+            matrix = np.diag([1.0] + [error.factor] * 3)
+            matrix[1:, 0] = error.offset
+            ops.append(PauliOp((wire,), (matrix, 0 * matrix, 0 * matrix)))
+    return ops
 
 
 def noisy_ops(gate: Gate, noise: NoiseModel | None) -> list[PauliOp]:
     """A gate and the channels that follow it."""
-    channels = () if noise is None else noise.channels_after(gate.name)
-    return gate_ops(gate) + [channel_op(wire, channel) for channel in channels for wire in gate.wires]
+    channels = () if noise is None else noise.channels_after(gate)
+    return gate_ops(gate) + [channel_op(wires, channel) for channel, wires in channels]
 
 
 def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[list[PauliOp]], list[PauliOp]]:
@@ -174,7 +193,7 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
                 + ("'statevector'" if noise is None else "'qiskit', or PennyLane's device 'default.mixed'")
             )
         (encoders[gate.wires[0]] if encodes else block).extend(noisy_ops(gate, noise))
-    return encoders, block
+    return encoders, block + readout_ops(circuit, noise)
 
 
 def fuse(ops: list[PauliOp]) -> list[_Group]:
@@ -484,20 +503,36 @@ class FourierBackend:
 
     A product encoding makes a trigonometric polynomial. Up to 7 wires all 3^n coefficients are built; beyond, a tensor
     train of them where the circuit is shallow enough for a short one, and all of them up to 10 wires where it is not.
-    An amplitude encoding makes a quadratic form, up to 8 wires.
+    An amplitude encoding makes a quadratic form, up to 8 wires. Shots are drawn from the probabilities that the
+    products of the observables have, 2^n of them for Z of n wires.
+
+    Args:
+        gradient: Of values sampled with shots: "parameter-shift", as a device gives it, from shots too; or "exact",
+            that of the exact values, which is much cheaper and which no device has.
+
+    Raises:
+        ValueError: For an unknown gradient.
     """
 
     name = "fourier"
 
+    def __init__(self, gradient: str = "parameter-shift") -> None:
+        self.gradient = check_gradient(gradient)
+
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
-    ) -> FourierCompiled | QuadraticCompiled | TrainCompiled:
+    ) -> FourierCompiled | QuadraticCompiled | TrainCompiled | SampledCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
-        if shots is not None:
-            raise Unsupported(
-                f"backend 'fourier' gives exact values but shots={shots} was asked: use backend 'qiskit' or 'pennylane'"
-            )
+        if shots is None:
+            return self._exact(circuit, noise)
+        settings, free = Setting.of(circuit.observables), free_angles(circuit)
+        distribution = FromStrings(free, settings, partial(self._exact, noise=noise), self.name)
+        exact = self._exact(circuit, noise) if self.gradient == "exact" else None
+        return SampledCompiled(circuit, distribution, settings, shots=shots, seed=seed, exact=exact)
+
+    @staticmethod
+    def _exact(circuit: Circuit, noise: NoiseModel | None) -> FourierCompiled | QuadraticCompiled | TrainCompiled:
         # What builds on this file, and is needed by few kernels.
         if features_of(circuit):
             from qconv.backends.quadratic import QuadraticCompiled

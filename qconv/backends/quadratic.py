@@ -25,7 +25,7 @@ from circuits.noise import NoiseModel
 from qconv.backends.angles import evaluate_angles, features_of
 from qconv.backends.contraction import CHUNK_NUMBERS, scaled
 from qconv.backends.costs import Call, Work
-from qconv.backends.fourier import Coefficients, Evolution, Numbers, PauliOp, constant, noisy_ops
+from qconv.backends.fourier import Coefficients, Evolution, Numbers, PauliOp, constant, noisy_ops, readout_ops
 from qconv.backends.kept import Kept
 from qconv.backends.protocol import Unsupported, check_call, device_counts, measurement_settings
 
@@ -54,7 +54,8 @@ class Matrices:
     def __init__(self, circuit: Circuit, noise: NoiseModel | None) -> None:
         n, features = circuit.n_wires, len(features_of(circuit))
         self._observables = len(circuit.observables)
-        self._coefficients = Coefficients(circuit, [op for gate in circuit.gates[1:] for op in noisy_ops(gate, noise)])
+        block = [op for gate in circuit.gates[1:] for op in noisy_ops(gate, noise)]
+        self._coefficients = Coefficients(circuit, block + readout_ops(circuit, noise))
         # X where m has ones, Z where z has, Y where both have: the string maps |j> to i^|m & z| (-1)^(z.j) |j xor m>.
         bits = (np.arange(2**n)[:, None] >> np.arange(n)[::-1]) & 1
         m, z = bits[:, None], bits[None]

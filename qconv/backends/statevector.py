@@ -1,7 +1,8 @@
 """Exact simulation: a batch of state vectors in torch, differentiable by autograd."""
 
 from collections import Counter
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from circuits.noise import NoiseModel
 from qconv.backends import fused_states
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.costs import Call, Work
+from qconv.backends.density import DensityCompiled
+from qconv.backends.outcomes import Distribution, FromStrings, Setting
 from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
+from qconv.backends.sampling import SampledCompiled, check_gradient, free_angles
 from qconv.backends.uploads import Uploads
 
 MAX_WIRES = 20  # 8 MB a patch in complex64
@@ -140,14 +144,18 @@ class StatevectorCompiled:
 
     def _plain(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """In torch operations."""
+        values = expectations(self.states(inputs, weights), self.circuit.observables)
+        return values.expand(len(inputs), len(weights), -1)
+
+    def states(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """Final states, up to global phases: (P or 1, F or 1, 2^n), complex."""
         circuit = self.circuit
         n, size = circuit.n_wires, 2**circuit.n_wires
         dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
         state = torch.zeros(1, 1, size, dtype=dtype, device=weights.device)
         state[..., 0] = 1
         if self._uploads is not None and size <= len(inputs):
-            values = expectations(self._by_uploads(self._uploads, state, inputs, weights), circuit.observables)
-            return values.expand(len(inputs), len(weights), -1)
+            return self._by_uploads(self._uploads, state, inputs, weights)
         for gate in circuit.gates[: self._split]:
             if gate.name == AMPLITUDE:
                 features = torch.cat([angle_value(angle, inputs, weights) for angle in gate.angles], dim=-1)
@@ -165,8 +173,7 @@ class StatevectorCompiled:
         else:
             for gate in tail:
                 state = apply_gate(state, gate, n, inputs, weights)
-        values = expectations(state, circuit.observables)
-        return values.expand(len(inputs), len(weights), -1)
+        return state
 
     def _by_uploads(self, plan: Uploads, state: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
         """The final state where there are fewer basis states than patches: blocks are built on the basis, once."""
@@ -198,9 +205,17 @@ class StatevectorCompiled:
         total = device_counts(self.circuit, settings, patches * filters, shots=None)
         if self.fused is not None:
             return total + fused_states.program(self.fused).counts(patches, filters)
+        shared = not any(gate.depends_on("weight") for gate in self.circuit.gates)
+        if shared and not (self._uploads is not None and size <= patches):
+            filters = 1
+        readout = readout_counts(size, len(self.circuit.observables), patches * filters)
+        return total + self.plain_counts(patches, filters) + readout
+
+    def plain_counts(self, patches: int, filters: int) -> Counter[str]:
+        """Operations of `states`."""
+        size, total = 2**self.circuit.n_wires, Counter[str]()
         if self._uploads is not None and size <= patches:
-            readout = readout_counts(size, len(self.circuit.observables), patches * filters)
-            return total + self._uploads.counts(size, patches, filters) + readout
+            return self._uploads.counts(size, patches, filters)
         head, tail = self.circuit.gates[: self._split], self.circuit.gates[self._split :]
         seen = per_filter = False
         for gate in head:
@@ -216,7 +231,7 @@ class StatevectorCompiled:
         else:
             for gate in tail:
                 total += gate_counts(gate, size, runs)
-        return total + readout_counts(size, len(self.circuit.observables), runs)
+        return total
 
 
 def gate_counts(gate: Gate, size: int, runs: int) -> Counter[str]:
@@ -251,26 +266,94 @@ def readout_counts(size: int, observables: int, runs: int) -> Counter[str]:
     return Counter({"mac:fp32*fp32": 2 * size * runs, "add:fp32": observables * size * runs})
 
 
+class StateOutcomes:
+    """Probabilities of measured bits from state vectors; see sampling.Distribution.
+
+    Args:
+        states: The circuit.
+        settings: Its measurement settings.
+    """
+
+    def __init__(self, states: StatevectorCompiled, settings: Sequence[Setting]) -> None:
+        self._states, self.circuit, self._settings = states, states.circuit, settings
+        self.numbers = 2 * 2**self.circuit.n_wires
+
+    def probabilities(self, inputs: Tensor, weights: Tensor) -> list[Tensor]:
+        """See Distribution."""
+        states, result = self._states.states(inputs, weights), []
+        for setting in self._settings:
+            turned = states
+            for gate in _basis_change(setting.basis):
+                turned = apply_gate(turned, gate, self.circuit.n_wires, inputs, weights)
+            squares = turned.real.square() + turned.imag.square()
+            if not np.array_equal(setting.outcome_of_bits, np.arange(squares.shape[-1])):
+                index = torch.as_tensor(setting.outcome_of_bits, device=squares.device)
+                squares = squares.new_zeros(*squares.shape[:2], setting.outcomes).index_add_(-1, index, squares)
+            result.append(squares.expand(len(inputs), len(weights), -1))
+        return result
+
+    def counts(self, patches: int, filters: int) -> Counter[str]:
+        """See Distribution."""
+        size, runs = 2**self.circuit.n_wires, patches * filters
+        total = self._states.plain_counts(patches, filters)
+        for setting in self._settings:
+            total += readout_counts(size, 0, runs) + Counter({"add:fp32": size * runs})
+            for gate in _basis_change(setting.basis):
+                total += gate_counts(gate, size, runs)
+        return total
+
+
+def _basis_change(basis: str) -> list[Gate]:
+    """Gates behind which Z measures a Pauli string."""
+    names = {"X": ("H",), "Y": ("Sdg", "H")}
+    return [Gate(name, (wire,)) for wire, letter in enumerate(basis) for name in names.get(letter, ())]
+
+
 class StatevectorBackend:
-    """Batched state vectors in torch: any circuit, exact, differentiable."""
+    """Batched state vectors in torch: any circuit, exact or sampled, differentiable.
+
+    Noise takes density matrices in Pauli strings, 4^n numbers a patch.
+
+    Args:
+        gradient: Of values sampled with shots: "parameter-shift", as a device gives it, from shots too; or "exact",
+            that of the exact values, which is much cheaper and which no device has.
+
+    Raises:
+        ValueError: For an unknown gradient.
+    """
 
     name = "statevector"
 
+    def __init__(self, gradient: str = "parameter-shift") -> None:
+        self.gradient = check_gradient(gradient)
+
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
-    ) -> StatevectorCompiled:
+    ) -> StatevectorCompiled | DensityCompiled | SampledCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
-        if shots is not None:
-            raise Unsupported(
-                f"backend 'statevector' gives exact values but shots={shots} was asked: use backend 'qiskit' or "
-                "'pennylane' for shots"
-            )
-        if noise is not None:
-            raise Unsupported(
-                "backend 'statevector' holds pure states but noise was asked: use backend 'fourier', 'qiskit', or "
-                "'pennylane' with device 'default.mixed'"
-            )
+        if shots is None:
+            return self._exact(circuit, noise)
+        settings, free = Setting.of(circuit.observables), free_angles(circuit)
+        distribution: Distribution = (
+            StateOutcomes(self.pure(free), settings)
+            if noise is None
+            else FromStrings(free, settings, partial(self._exact, noise=noise), self.name, 4**circuit.n_wires)
+        )
+        exact = self._exact(circuit, noise) if self.gradient == "exact" else None
+        return SampledCompiled(circuit, distribution, settings, shots=shots, seed=seed, exact=exact)
+
+    @classmethod
+    def _exact(cls, circuit: Circuit, noise: NoiseModel | None) -> StatevectorCompiled | DensityCompiled:
+        return cls.pure(circuit) if noise is None else DensityCompiled(circuit, noise)
+
+    @staticmethod
+    def pure(circuit: Circuit) -> StatevectorCompiled:
+        """A circuit without shots and noise.
+
+        Raises:
+            Unsupported: For more than MAX_WIRES wires.
+        """
         if circuit.n_wires > MAX_WIRES:
             one_by_one = circuit.n_wires <= MAX_WIRES_ONE_BY_ONE
             raise Unsupported(
