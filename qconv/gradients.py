@@ -21,6 +21,7 @@ from qconv.backends.differentiation import METHODS as METHODS
 from qconv.backends.differentiation import Differentiation
 from qconv.backends.jobs import JobFailed
 from qconv.backends.loading import as_backend
+from qconv.backends.matrix_products import Truncation, truncation_of
 from qconv.backends.protocol import (
     Backend,
     CircuitSize,
@@ -139,6 +140,11 @@ class FromEvaluations(ABC):
     def sizes(self) -> tuple[CircuitSize, ...]:
         """See Sized."""
         return circuit_sizes(self._compiled, self.circuit)
+
+    @property
+    def truncation_error(self) -> Truncation | None:
+        """What the last evaluation lost where the backend truncates; see load_backend."""
+        return truncation_of(self._compiled)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: an evaluation without gradients."""

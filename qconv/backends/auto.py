@@ -21,6 +21,9 @@ from qconv.backends.tensor_train import TrainCompiled
 
 # What predictions are made for before anything was computed.
 TYPICAL = Call(patches=8192)
+# What is contracted without being asked for: few gates, and few multiplications a patch.
+NETWORK_GATES = 1000
+NETWORK_MULTIPLICATIONS = 2**24
 
 
 @lru_cache(maxsize=64)
@@ -46,7 +49,24 @@ def exact_ways(circuit: Circuit, noise: NoiseModel | None) -> tuple[dict[str, Pr
             attempt("fourier (all coefficients)", lambda: FourierCompiled(circuit, noise))
     if noise is None:
         attempt("statevector", lambda: StatevectorBackend.pure(circuit))
+        if not ways:
+            network = _network(circuit)
+            ways |= {} if network is None else {"tensor_network": network}
     return ways, refusal
+
+
+def _network(circuit: Circuit) -> Priced | None:
+    """A contraction that is found at once and cheap to run; others have to be asked for by name."""
+    if len(circuit.gates) > NETWORK_GATES or len(circuit.observables) > NETWORK_GATES:
+        return None
+    # Read where nothing else runs.
+    from qconv.backends.tensor_network import NetworkCompiled
+
+    try:
+        found = NetworkCompiled(circuit, search=False)
+    except Unsupported:
+        return None
+    return found if found.counts(1, 1)["mac:fp32*fp32"] <= NETWORK_MULTIPLICATIONS else None
 
 
 class AutoCompiled:

@@ -17,6 +17,7 @@ from torch import Tensor
 from circuits.circuit import Circuit
 from circuits.features import Factor, Feature
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS
+from qconv.backends.matrix_products import Truncation, truncation_of
 from qconv.backends.protocol import Compiled, check_shapes
 
 
@@ -171,6 +172,11 @@ class PreparedCompiled:
         """See Compiled."""
         check_shapes(self.circuit, inputs, weights)
         return self._compiled(self._preparation(inputs), weights)
+
+    @property
+    def truncation_error(self) -> Truncation | None:
+        """What the last evaluation lost where the backend truncates; see load_backend."""
+        return truncation_of(self._compiled)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled."""

@@ -24,11 +24,18 @@ def _qiskit(**options: Any) -> Backend:
     return QiskitBackend(**options)
 
 
+def _tensor_network(**options: Any) -> Backend:
+    from qconv.backends.tensor_network import TensorNetworkBackend
+
+    return TensorNetworkBackend(**options)
+
+
 # PennyLane and Qiskit are slow to import: their files are read when asked for.
 _LOADERS: dict[str, Callable[..., Backend]] = {
     "auto": AutoBackend,
     "statevector": StatevectorBackend,
     "fourier": FourierBackend,
+    "tensor_network": _tensor_network,
     "pennylane": _pennylane,
     "qiskit": _qiskit,
 }
@@ -47,7 +54,8 @@ def load_backend(name: str, **options: Any) -> Backend:
         options: "pennylane": device (a PennyLane device or its name), diff_method ("backprop", "adjoint",
             "parameter-shift", "spsa", "finite-diff", "best") and the device's own options. "qiskit": method of
             AerSimulator, device (any BackendV2 or SamplerV2), noise_model, coupling_map, basis_gates, executor and
-            AerSimulator's own options; see `qconv.backends.qiskit.QiskitBackend`.
+            AerSimulator's own options; see `qconv.backends.qiskit.QiskitBackend`. "tensor_network": method, max_bond
+            and cutoff; see `qconv.backends.tensor_network.TensorNetworkBackend`.
 
     Raises:
         ValueError: For an unknown name, with the nearest valid one, or options the backend does not have.
