@@ -260,6 +260,51 @@ def draw(
 
 
 @app.command()
+def simulate(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="an OpenQASM 3 program, or a name that `qconv kernels` lists")
+    ],
+    inputs: Annotated[
+        str | None, typer.Option("--input", help="features: 0.1,0.2, or a .npy or .csv file with a row a circuit")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="0.1,0.2, a .npy or .csv file, or random")] = None,
+    observables: Annotated[
+        str | None, typer.Option(help="Pauli strings such as ZI,XX, or z, zz, paulis2 (default: the circuit's own)")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, fourier, statevector, pennylane, qiskit, ...")] = "auto",
+    option: Annotated[
+        list[str] | None, typer.Option(help="of the backend, KEY=VALUE: method=matrix_product_state; may be repeated")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="samples of each measurement setting (default: exact)")] = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(help="GATE:CHANNEL:PROBABILITY, as CNOT:depolarizing:0.01; may be repeated")
+    ] = None,
+    readout_error: Annotated[str | None, typer.Option(help="P(1|0),P(0|1) of every wire, as 0.01,0.03")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of shots, random weights and random kernels")] = None,
+    wires: Annotated[int | None, typer.Option(min=1, help="of a named kernel (default: 4)")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="of a named kernel (default: 2)")] = None,
+    encoding: Annotated[str | None, typer.Option(help="of a named kernel (default: angle)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, with every bitstring")] = False,
+) -> None:
+    """Run a circuit: expectation values, and under shots their standard errors and the bitstrings found."""
+    from qconv import simulate_arguments as given
+    from qconv.simulate_file import run_circuit, show
+
+    circuit = given.with_observables(given.read_circuit(source, wires, depth, encoding, seed), observables)
+    outcome = run_circuit(
+        circuit,
+        given.read_numbers(inputs, circuit.n_inputs, "inputs", "--input"),
+        given.read_weights(weights, circuit, seed),
+        name=source,
+        backend=given.read_backend(backend, option or ()),
+        shots=shots,
+        noise=given.read_noise(noise or (), readout_error),
+        seed=seed,
+    )
+    show(outcome, as_json=as_json)
+
+
+@app.command()
 def diagnose(
     kernel: Annotated[str, typer.Argument(help="a name that `qconv kernels` lists")],
     wires: Annotated[int, typer.Option(min=1, max=10, help="qubits")] = 4,

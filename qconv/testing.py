@@ -17,9 +17,14 @@ from circuits.circuit import Angle, Circuit, Gate
 from circuits.kernels import kernel
 from qconv.backends.protocol import Backend
 from qconv.backends.statevector import StatevectorBackend
+from qconv.conformance import CHECKS, Conformance, Finding, backend_conformance
 from qconv.gradients import compile_differentiable
 
 __all__ = [
+    "CHECKS",
+    "Conformance",
+    "Finding",
+    "backend_conformance",
     "check_backend",
     "check_determinism",
     "check_layer",

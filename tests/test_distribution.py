@@ -1,0 +1,227 @@
+"""Chunks of patches on executors, and training over processes, give what one process gives."""
+
+import copy
+import importlib
+import pickle
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from circuits import Channel, NoiseModel, kernel
+from qconv import QuantumConv2d, Unsupported, load_backend, simulate
+from qconv.backends.jobs import JobFailed
+from qconv.distribution import distribute
+from qconv.testing import backend_conformance, check_layer
+
+CIRCUIT = kernel("strongly_entangling", 3, 1, readout=["ZII", "XIY"])
+AMPLITUDE = kernel("basic_entangler", 2, 1, encoding="amplitude", features=3)
+NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.1)),))
+
+
+def draw(circuit, patches=7, filters=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(patches, circuit.n_inputs, generator=generator, dtype=torch.float64)
+    w = torch.randn(filters, circuit.n_weights, generator=generator, dtype=torch.float64)
+    return x.to(dtype), w.to(dtype)
+
+
+def everything(backend, circuit, x, w, **options):
+    """Values and gradients of a sum of unequal parts."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    values = simulate(circuit, x, w, backend=backend, **options)
+    factors = torch.linspace(0.5, 1.5, values.numel(), dtype=values.dtype).reshape(values.shape)
+    (values * factors).sum().backward()
+    return values.detach(), x.grad, w.grad
+
+
+@pytest.fixture(scope="module")
+def threads():
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["statevector", "fourier", "pennylane"])
+@pytest.mark.parametrize("circuit", [CIRCUIT, AMPLITUDE], ids=["angles", "amplitudes"])
+def test_chunks_have_the_values_and_gradients_of_the_whole(threads, circuit, name, dtype):
+    x, w = draw(circuit, dtype=dtype)
+    whole = everything(name, circuit, x, w)
+    for patches in (1, 3, 100):
+        parts = everything(distribute(name, threads, patches), circuit, x, w)
+        for part, right in zip(parts, whole, strict=True):
+            assert part.dtype == dtype
+            torch.testing.assert_close(part, right, atol=1e-12 if dtype == torch.float64 else 3e-6, rtol=0)
+
+
+def test_other_processes_compute_the_same():
+    x, w = draw(CIRCUIT)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        backend = distribute("statevector", pool, 3)
+        for options in ({}, {"noise": NOISE}, {"shots": 50, "seed": 3}):
+            sent = everything(backend, CIRCUIT, x, w, **options)
+            with ThreadPoolExecutor(1) as here:
+                stayed = everything(distribute("statevector", here, 3), CIRCUIT, x, w, **options)
+            for a, b in zip(sent, stayed, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_dask_is_an_executor():
+    dask = pytest.importorskip("distributed")
+    x, w = draw(CIRCUIT)
+    with dask.Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
+        executor = client.get_executor()
+        whole = everything("statevector", CIRCUIT, x, w)
+        for part, right in zip(everything(distribute("statevector", executor, 3), CIRCUIT, x, w), whole, strict=True):
+            torch.testing.assert_close(part, right, atol=1e-12, rtol=0)
+        jobs = load_backend("qiskit", executor=executor, circuits_a_job=4)
+        alone = load_backend("qiskit", circuits_a_job=4)
+        options = {"shots": 100, "seed": 1}
+        assert torch.equal(
+            simulate(CIRCUIT, x, w, backend=jobs, **options), simulate(CIRCUIT, x, w, backend=alone, **options)
+        )
+
+
+def test_a_distributed_backend_conforms(threads):
+    backend_conformance(distribute("statevector", threads, 3)).raise_for_faults()
+
+
+def test_a_distributed_layer_is_a_layer(threads):
+    torch.manual_seed(0)
+    layer = QuantumConv2d(2, 3, (1, 2), backend=distribute("fourier", threads, 10))
+    check_layer(layer, 2)
+    plain = QuantumConv2d(2, 3, (1, 2))
+    plain.load_state_dict(layer.state_dict())
+    images = torch.rand(2, 2, 3, 4)
+    torch.testing.assert_close(layer(images), plain(images), atol=1e-6, rtol=0)
+    assert layer.counts((2, 3, 4))["device:circuits"] == plain.counts((2, 3, 4))["device:circuits"]
+    assert layer.backend == "fourier (distributed)"
+
+
+def test_shots_do_not_depend_on_the_executor_and_chunks_draw_their_own(threads):
+    x, w = draw(CIRCUIT, 1, 1)
+    x = x.expand(20, -1)
+    compiled = [distribute("statevector", threads, 2).compile(CIRCUIT, shots=30, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = ([one(x, w) for _ in range(2)] for one in compiled)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+    assert len(first[0].unique(dim=0)) > 8
+
+
+def test_only_gradients_that_are_wanted_are_made(threads):
+    x, w = draw(CIRCUIT)
+    backend = distribute("statevector", threads, 3)
+    for wanted in ((True, False), (False, True)):
+        a, b = x.clone().requires_grad_(wanted[0]), w.clone().requires_grad_(wanted[1])
+        simulate(CIRCUIT, a, b, backend=backend).sum().backward()
+        assert (a.grad is not None, b.grad is not None) == wanted
+    assert not simulate(CIRCUIT, x, w, backend=backend).requires_grad
+
+
+def test_no_patches(threads):
+    x, w = draw(CIRCUIT, 0)
+    values, gx, gw = everything(distribute("statevector", threads), CIRCUIT, x, w)
+    assert values.shape == (0, 2, 2)
+    assert gx.shape == x.shape
+    assert torch.equal(gw, torch.zeros_like(w))
+
+
+class Falling(ThreadPoolExecutor):
+    """Loses the second call that it is given."""
+
+    calls = 0
+
+    def submit(self, *call, **options):
+        self.calls += 1
+        if self.calls != 2:
+            return super().submit(*call, **options)
+        lost = Future()
+        lost.set_exception(RuntimeError("worker died"))
+        return lost
+
+
+def test_values_of_chunks_that_finished_are_kept():
+    x, w = draw(CIRCUIT)
+    with Falling(1) as executor:
+        backend = distribute("statevector", executor, 3)
+        with pytest.raises(JobFailed, match=r"patches 3 to \d of 7 have no values.*worker died") as failed:
+            backend.compile(CIRCUIT)(x, w)
+    right = simulate(CIRCUIT, x, w, backend="statevector").numpy()
+    kept = failed.value
+    assert kept.values.shape == right.shape
+    assert kept.missing.shape == (7, 2)
+    assert not kept.missing[:3].any()
+    assert kept.missing[3:6].all()
+    assert abs(kept.values - right)[~kept.missing].max() < 1e-12
+
+
+def test_a_backward_pass_that_fails_says_why():
+    x, w = draw(CIRCUIT, 2)
+    with Falling(1) as executor:
+        values = simulate(CIRCUIT, x, w.requires_grad_(), backend=distribute("statevector", executor))
+        with pytest.raises(RuntimeError, match="worker died"):
+            values.sum().backward()
+
+
+def test_copies_share_the_executor_and_files_do_without(threads):
+    backend = distribute("statevector", threads, 3)
+    assert copy.deepcopy(backend) is backend
+    layer = QuantumConv2d(1, 2, (1, 2), backend=backend)
+    stored = pickle.loads(pickle.dumps(layer))
+    assert stored._backend.executor is None
+    images = torch.rand(2, 1, 3, 4, requires_grad=True)
+    values = stored(images)
+    torch.testing.assert_close(values, layer(images), atol=1e-12, rtol=0)
+    values.sum().backward()
+    assert images.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("attempt", "says"),
+    [
+        (lambda pool: distribute("statevector", None), "executor is a NoneType: give a concurrent.futures Executor"),
+        (lambda pool: distribute("statevector", pool, 0), "patches is 0: give a whole number of at least 1"),
+        (lambda pool: distribute("statevectr", pool), "did you mean 'statevector'"),
+        (lambda pool: distribute("statevector", pool).compile(CIRCUIT, shots=0), "shots is 0"),
+        (
+            lambda pool: torch.func.grad(
+                lambda x: simulate(CIRCUIT, x, draw(CIRCUIT)[1], backend=distribute("statevector", pool)).sum()
+            )(draw(CIRCUIT)[0]),
+            "do not run inside torch.func transforms",
+        ),
+    ],
+)
+def test_errors_say_what_works(threads, attempt, says):
+    with pytest.raises(ValueError, match=says):
+        attempt(threads)
+
+
+def test_a_refusal_comes_before_any_chunk(threads):
+    twice = CIRCUIT + CIRCUIT.shift_weights(CIRCUIT.n_weights)
+    with pytest.raises(Unsupported, match="product encoding"):
+        distribute("fourier", threads).compile(twice)
+
+
+@pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch was built without gloo"
+)
+def test_two_processes_have_the_gradients_of_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    example = importlib.import_module("08_two_processes")
+    try:
+        found = example.run(6, torch.float64)
+        alone = example.gradients(example.build(torch.float64), *example.batch(6, torch.float64))
+    finally:
+        del sys.modules["08_two_processes"]
+    assert len(found) == 2
+    for process in found:
+        for shared, own in zip(process["gradients"], alone, strict=True):
+            assert own.abs().max() > 1e-3
+            torch.testing.assert_close(shared, own, atol=1e-6, rtol=0)
+        assert process["losses"][-1] < process["losses"][0]
