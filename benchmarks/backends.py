@@ -96,11 +96,7 @@ LISTED: dict[str, Listed] = {
     "pennylane, default.tensor": _pennylane("default.tensor", "quimb"),
     "qiskit": Listed(lambda: load_backend("qiskit"), fast=False),
     "qiskit, density_matrix": _aer("density_matrix"),
-    "qiskit, matrix_product_state": Listed(
-        lambda: load_backend("qiskit", method="matrix_product_state"),
-        options=lambda: {"without": {"noise": "Aer samples noise with this method: exact values need density_matrix"}},
-        fast=False,
-    ),
+    "qiskit, matrix_product_state": _aer("matrix_product_state"),
     "qiskit, stabilizer": _aer("stabilizer"),
     "qiskit, extended_stabilizer": _aer("extended_stabilizer"),
     "qiskit, a device (GenericBackendV2)": Listed(_device, options=_modeled(_device), fast=False),

@@ -319,7 +319,7 @@ class QiskitBackend:
                     f"Aer's method {method!r} samples but shots=None (exact values) was asked: give shots"
                 )
         if noisy and shots is None and method != "density_matrix":
-            raise ValueError(
+            raise Unsupported(
                 f"Aer's method {method!r} samples noise but shots=None was asked: give shots, or method "
                 "'density_matrix'"
             )
