@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.layers import QuantizedConv2d, QuantizedLinear, require_module
 from classical.quantizers import IntegerActivation
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
@@ -57,7 +58,8 @@ def calibrate(
 
     Args:
         model: with QuantizedConv2d or QuantizedLinear layers whose activation quantizers are intN.
-        batches: inputs of the model, or tuples that begin with them; a list, a tuple or a DataLoader, no iterator.
+        batches: inputs of the model, or tuples that begin with them; a list, a tuple or a DataLoader, neither an
+            iterator nor a single tensor.
         method: "minmax": smallest and largest value. "percentile": leave out as many values on either side. "mse":
             least mean squared error between values and their levels. "entropy": the range whose quantized histogram
             diverges least from the clipped one (Kullback-Leibler).
@@ -67,15 +69,21 @@ def calibrate(
         Name of each quantizer -> its range.
 
     Raises:
-        ValueError: nothing to calibrate, no data, values that are not finite, or an argument out of its range.
+        ValueError: nothing to calibrate, no data, values that are not finite, batches of another kind, or an argument
+            out of its range.
 
     Source: Migacz, 8-bit inference with TensorRT, GTC 2017 ("entropy"); Krishnamoorthi, arXiv:1806.08342, section 3;
     Wu et al., arXiv:2004.09602, section 5.2, compares them.
     """
     if method not in _METHODS:
         raise ValueError(f"method is {method!r} but must be one of {', '.join(_METHODS)}")
-    if not 50 < percentile <= 100:
-        raise ValueError(f"percentile is {percentile} but must be above 50 and at most 100")
+    if not isinstance(percentile, Real) or not 50 < percentile <= 100:
+        raise ValueError(f"percentile is {percentile!r} but must be above 50 and at most 100")
+    require_module(model)
+    if isinstance(batches, Tensor | np.ndarray):
+        raise ValueError(
+            f"batches has shape {tuple(batches.shape)} but must be a list of batches: give [images] or images.split(64)"
+        )
     if isinstance(batches, Iterator):
         raise ValueError("batches is an iterator, but the data run through twice: give a list or a DataLoader")
     found = {name: m for name, m in model.named_modules() if isinstance(m, IntegerActivation)}
@@ -138,7 +146,18 @@ def _run(
 ) -> None:
     with _watched(model, quantizers, see):
         for batch in batches:
-            model(batch if isinstance(batch, Tensor) else batch[0])
+            model(_images(batch))
+
+
+def _images(batch: Any) -> Tensor:
+    """The inputs of a batch."""
+    found = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"a batch is or begins with {type(found).__name__} but must be a tensor of inputs, or a tuple or list that "
+            "begins with one: take it out of a dict, turn arrays with torch.from_numpy"
+        )
+    return found
 
 
 def _limits(

@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 from torch.nn.utils import parametrize
 
-from classical.layers import QuantizedConv2d, QuantizedLinear, attach_quantizers
+from classical.layers import QuantizedConv2d, QuantizedLinear, attach_quantizers, require_module
 from classical.pruning.masks import private_copy
 from classical.quantizers import Quantizer, quantizer
 
@@ -37,8 +37,12 @@ def quantize(
         skip: Names of layers to leave alone, as in model.named_modules().
 
     Raises:
-        ValueError: An unknown quantizer or name to skip; nothing to turn.
+        ValueError: An unknown quantizer or name to skip; nothing to turn; a model that is no module.
     """
+    require_module(model)
+    for name, pair in (("first", first), ("last", last)):
+        if pair is not None and (not isinstance(pair, tuple | list) or len(pair) != 2):
+            raise ValueError(f"{name} is {pair!r} but must be a pair of quantizers, (weight, activation)")
     skip = (skip,) if isinstance(skip, str) else skip
     copied = private_copy(model)
     layers = {name: module for name, module in copied.named_modules() if _quantized_class(module) is not None}

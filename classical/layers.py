@@ -24,6 +24,16 @@ def require_real(x: Tensor) -> None:
         raise ValueError(f"input is {x.dtype} but a layer needs floating point: pass x.float() / 255 for 8-bit images")
 
 
+def require_module(model: object) -> None:
+    """Check that a model is a module.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {model!r} ({type(model).__name__}) but must be an nn.Module")
+
+
 @dataclass(frozen=True)
 class Axis:
     """A convolution along one image axis; `before` and `after` are the padding in pixels."""
@@ -85,7 +95,7 @@ class QuantizedConv2d(nn.Conv2d):
         activation: quantizer of the inputs, likewise.
 
     Raises:
-        ValueError: unknown quantizer; groups that do not divide the channels.
+        ValueError: unknown quantizer; groups that do not divide the channels; a size below 1.
 
     Source: see the quantizers.
     """
@@ -115,6 +125,11 @@ class QuantizedConv2d(nn.Conv2d):
                 f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}: "
                 "choose a common divisor"
             )
+        for name, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+            if min(size if isinstance(size, tuple | list) else (size,)) < 1:
+                raise ValueError(f"{name} is {size} but must be 1 or more on each axis")
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"in_channels={in_channels} and out_channels={out_channels} must be 1 or more")
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )

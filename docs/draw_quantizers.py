@@ -240,9 +240,25 @@ A quantizer maps real weights or inputs to few values. `QuantizedConv2d(..., wei
 of each by name, `quantize(model, weight=..., activation=...)` turns a whole network, and `quantizer(name, role)` is an
 nn.Module by itself, which `torch.nn.utils.parametrize` takes as well.
 
+```python
+import torch
+from torch import nn
+from classical import QuantizedConv2d, quantize, quantizer
+
+torch.manual_seed(0)
+images = torch.rand(8, 1, 8, 8)
+layer = QuantizedConv2d(1, 4, 3, weight="lsq4", activation="int8")
+network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 10))
+small = quantize(network, weight="twn", activation="lsq4", first=("int8", "int8"), last=("int8", "int8"))
+small(images).sum().backward()  # in train(): ranges and steps of the inputs start, learned ones get gradients
+print(small[3].quantized_weight().unique().numel())  # 3
+book = quantizer("naq5").codebook(network[3].weight)
+print(torch.equal(book.levels[book.codes], quantizer("naq5")(network[3].weight)))  # True
+```
+
 Below, Q is the forward pass, and the gradient is what stands for its derivative in training. Levels are those for a
 million numbers that follow N(0, 1) exactly (inputs: after a ReLU). The picture draws both for the same numbers, in
-eval(): levels in color, the gradient with respect to the input in gray.
+eval(): levels in color, the gradient with respect to the input in gray. Axes are as wide as the levels.
 
 ![Levels and gradients of every quantizer](quantizers.png)
 
@@ -252,6 +268,9 @@ eval(): levels in color, the gradient with respect to the input in gray.
   are used by their absolute value, so no step of an optimizer makes them negative. Leave them out of weight decay,
   which would shrink the grid.
 * eval() is deterministic; in train() RQ draws noise, and ranges and bases (integers, LQ-Nets) move.
+* Inputs in eval() that have seen no batch in train() and no `calibrate` take a range, step or basis from each sample:
+  fine for a first look, and slower. `integer_network` and `export_onnx` refuse such layers, which have no constants
+  (see [deployment](deployment.md)).
 * Inputs of DoReFa-Net, HWGQ, LQ-Nets, LSQ and RQ are taken to follow a ReLU: negative ones become 0. A first layer
   that sees signed inputs wants `int8`, or `LSQ(8, role="activation", signed=True)`. Signs (BNN, XNOR-Net) want the
   opposite: directly behind a ReLU they would all be +1.
@@ -293,7 +312,14 @@ def families(names: Sequence[str]) -> str:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault("".join(c for c in name if not c.isdigit()), []).append(name)
-    return ", ".join(f"`{k[0]}`" if len(k) == 1 else f"`{k[0]}` ... `{k[-1]}`" for k in kinds.values())
+    return ", ".join(_run(kind) for kind in kinds.values())
+
+
+def _run(names: Sequence[str]) -> str:
+    """Names that differ in a number: the first and the last where no number between them is left out."""
+    numbers = [int("".join(c for c in name if c.isdigit()) or 0) for name in names]
+    whole = len(names) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"`{names[0]}` ... `{names[-1]}`" if whole else ", ".join(f"`{name}`" for name in names)
 
 
 def page() -> str:
@@ -343,20 +369,28 @@ def draw(path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
-    columns = 5
+    columns, colors = 5, {"weight": "tab:blue", "activation": "tab:orange"}
     rows = -(-len(ENTRIES) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.3 * rows), sharex=True, sharey=True)
-    x = torch.linspace(-2.5, 2.5, 401, dtype=torch.float64)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.4 * rows))
     for axis, entry in zip(axes.flat, ENTRIES, strict=False):
+        levels = fitted(entry.shown, entry.role).codebook(gaussian(entry.role)).levels
+        reach = max(2.5, 1.15 * float(levels.abs().max()))  # so that the outer levels are in the picture
+        end = min(reach, float(gaussian("weight").max()))  # numbers beyond would move the range of the integers
+        x = torch.linspace(-end, end, 801, dtype=torch.float64)
         values, slopes = curve(entry, x)
         axis.plot(x, slopes, color="0.6", linewidth=1)
-        axis.plot(x, values, color="tab:blue" if entry.role == "weight" else "tab:orange", linewidth=1.5)
+        axis.plot(x, values, color=colors[entry.role], linewidth=1.5)
         axis.set_title(f"{entry.shown} ({'weights' if entry.role == 'weight' else 'inputs'})", fontsize=9)
-        axis.set_ylim(-3, 3)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(ENTRIES) :]:
         axis.axis("off")
+    lines = [Line2D([], [], color=color) for color in (*colors.values(), "0.6")]
+    labels = ["Q(w), weights", "Q(x), inputs", "gradient dQ/dw, dQ/dx"]
+    figure.legend(lines, labels, loc="lower right", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

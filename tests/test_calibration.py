@@ -233,3 +233,27 @@ def test_nothing_but_zeros() -> None:
     quantized = quantize(small_net()).eval()
     calibrate(quantized, [torch.zeros(2, 3, 8, 8)], method="mse")
     assert quantized(torch.zeros(2, 3, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.rand(4, 3, 8, 8), r"batches has shape \(4, 3, 8, 8\) but .* give \[images\] or images.split"),
+        (np.zeros((4, 3, 8, 8)), r"batches has shape \(4, 3, 8, 8\)"),
+        ([{"image": torch.rand(4, 3, 8, 8)}], "a batch is or begins with dict but must be a tensor of inputs"),
+        ([np.zeros((4, 3, 8, 8))], r"begins with ndarray .* torch.from_numpy"),
+        ([()], "begins with tuple"),
+    ],
+)
+def test_batches_of_other_kinds_are_refused(data: Any, message: str) -> None:
+    quantized = quantize(small_net())
+    with pytest.raises(ValueError, match=message):
+        calibrate(quantized, data)
+    assert all(not m._forward_hooks for m in quantized.modules())
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    with pytest.raises(ValueError, match="percentile is '99' but must be above 50"):
+        calibrate(quantize(small_net()), batches(), percentile="99")
+    with pytest.raises(ValueError, match=r"model is 'm' \(str\) but must be an nn.Module"):
+        calibrate("m", batches())

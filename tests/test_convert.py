@@ -211,11 +211,15 @@ def test_dtype_and_mode_are_kept() -> None:
         (network(), {"weight": "int99"}, "nearest name is 'int9'"),
         (network(), {"first": ("int8", "ttq")}, "'ttq' is not for activations"),
         (network(), {"skip": ["4", "conv"]}, "nothing to skip at 4, conv: the layers are 0, 3.0, 5, 6"),
+        ("net", {}, r"model is 'net' \(str\) but must be an nn.Module"),
+        (network(), {"first": "int8"}, r"first is 'int8' but must be a pair of quantizers, \(weight, activation\)"),
+        (network(), {"first": ("int8", "int8", "int8")}, "must be a pair of quantizers"),
+        (network(), {"last": ("int8",)}, r"last is \('int8',\) but must be a pair"),
         (nn.ReLU(), {}, r"ReLU has no nn.Conv2d or nn.Linear to quantize$"),
         (nn.Sequential(nn.Linear(2, 2)), {"skip": "0"}, "to quantize but the skipped"),
         (nn.Sequential(nn.ReLU()), {"skip": "0"}, r"the layers are \(none\)"),
     ],
 )
-def test_errors(model: nn.Module, options: dict[str, Any], message: str) -> None:
+def test_errors(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantize(model, **options)

@@ -120,6 +120,8 @@ def structures(structure: str, groups: int, shape: tuple[int, ...]) -> list[list
 @pytest.mark.parametrize("structure", ["weight", "filter", "channel", "column", "layer"])
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 1.0])
 def test_structures_by_brute_force(structure: Any, norm: Any, scope: Any, fraction: float) -> None:
+    if structure == scope and fraction not in (0, 1):
+        pytest.skip("a layer's share of itself is refused")
     model = network(dtype=torch.float64)
     power = 1 if norm == "l1" else 2
     expected, ranked = {}, []
@@ -383,6 +385,8 @@ def test_table() -> None:
         ({"fraction": 0.5, "skip": NAMES}, "no layer to prune"),
         ({"fraction": {"0": 0.5}, "scope": "global"}, "give one fraction"),
         ({"fraction": 0.5, "scope": "model"}, "scope is 'model'"),
+        ({"fraction": 0.5, "structure": "layer"}, "rank layers with scope='global', or choose one with"),
+        ({"fraction": {"2": 0.9}, "structure": "layer"}, "fraction {'2': 0.9} is no whole number"),
         ({"fraction": 0.5, "structure": "row"}, "structure is 'row' but must be one of weight, filter"),
         ({"fraction": 0.5, "structure": "filter", "norm": "max"}, "norm is 'max'"),
         ({"fraction": 0.5, "scores": {}}, "no scores for layer '0'"),
@@ -409,6 +413,9 @@ def test_what_has_no_rank_or_no_structure_is_refused() -> None:
         prune(nn.Sequential(nn.ConvTranspose2d(2, 3, 3)), 0.5, structure="filter")
     with pytest.raises(ValueError, match="no layer to prune"):
         sparsity(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
+    for function in (sparsity, finalize, keep_zeros, lambda model: prune(model, 0.5)):
+        with pytest.raises(ValueError, match=r"model is 'm' \(str\) but must be an nn.Module"):
+            function("m")
     with pytest.raises(ValueError, match="at least one batch"):
         gradient_scores(network(), [])
     model = network()

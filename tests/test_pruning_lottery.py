@@ -127,6 +127,7 @@ def test_skipped_layers_are_rewound_but_not_pruned() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"train": None}, "train is None but must be a function"),
         ({"rounds": 0}, "rounds=0"),
         ({"final": 1.0}, "leaves some weights"),
         ({"final": -0.1}, "must be from 0 to 1"),
@@ -136,7 +137,7 @@ def test_skipped_layers_are_rewound_but_not_pruned() -> None:
 )
 def test_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        find_ticket(network(), train, **{"final": 0.5, "rounds": 2} | arguments)
+        find_ticket(network(), **{"train": train, "final": 0.5, "rounds": 2} | arguments)
 
 
 def test_foreign_tickets_are_refused() -> None:

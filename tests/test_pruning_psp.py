@@ -179,6 +179,26 @@ def test_decay_prunes_what_the_loss_does_not_need_and_a_need_brings_it_back() ->
     assert train(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)) == [True, True, False]
 
 
+@pytest.mark.parametrize("rule", ["l1", "l2"])
+@pytest.mark.parametrize(("lr", "decay", "momentum"), [(0.01, 0.1, 0.9), (0.03, 0.01, 0.5), (0.01, 0.05, 0.0)])
+def test_a_scale_that_nothing_needs_is_pruned_when_the_page_says(
+    rule: Any, lr: float, decay: float, momentum: float
+) -> None:
+    layer = nn.Linear(2, 2)
+    (scale,) = add_structures(layer, "layer", epsilon=0.1)
+    optimizer = StructureSGD([scale], lr, momentum=momentum, decay=decay, rule=rule)
+    steps = 0
+    while layer.weight.any():
+        scale.grad = torch.zeros_like(scale)
+        optimizer.step()
+        steps += 1
+    rate = lr * decay / (1 - momentum)
+    if rule == "l1":  # the momentum takes momentum / (1 - momentum) steps to build up
+        assert steps == pytest.approx(0.9 / rate + momentum / (1 - momentum), abs=1)
+    else:  # it also lags behind a pull that falls with v
+        assert steps == pytest.approx(math.log(10) / rate, rel=0.1)
+
+
 def test_pruned_filters_shrink_and_masks_go_on_top() -> None:
     model = nn.Sequential(layer(), nn.ReLU(), nn.Flatten(), nn.Linear(150, 3, dtype=torch.float64))
     scale, _ = add_structures(model, "filter")

@@ -61,8 +61,8 @@ def test_the_model_follows_the_schedule() -> None:
     assert sparsity(model).rows[0].nonzero == 54
 
 
-@pytest.mark.parametrize("arguments", [(-1, 1, 1), (0, 0, 1), (0, 1, 0)])
-def test_schedule_errors(arguments: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("arguments", [(-1, 1, 1), (0, 0, 1), (0, 1, 0), (0, 1.5, 3), (0, 1, 3.0), ("0", 1, 1)])
+def test_schedule_errors(arguments: tuple[Any, Any, Any]) -> None:
     with pytest.raises(ValueError, match=r"begin=.*every=.*times="):
         CubicSchedule(*arguments)
 
@@ -206,11 +206,13 @@ def test_foreign_states_are_refused(change: Callable[[Any], Any], message: str) 
         ({"final": {"5": 0.5}}, "no prunable layer '5'"),
         ({"final": 0.5, "score": "size"}, "score is 'size'"),
         ({"final": 0.5, "structure": "row"}, "structure is 'row'"),
+        ({"final": 0.5, "structure": "layer"}, "rank layers with scope='global'"),
+        ({"final": 0.5, "schedule": 5}, "schedule is 5 but must be a function of the step"),
     ],
 )
 def test_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MagnitudePruner(network(), schedule=lambda step: 1.0, **arguments)
+        MagnitudePruner(network(), **{"schedule": lambda step: 1.0} | arguments)
 
 
 # --- a real training ---

@@ -259,12 +259,47 @@ def test_residual_branches_must_agree() -> None:
     assert (small.first.out_channels, small.first.in_channels) == (3, 5)
     plan = shrink_plan(model, sample(2, 1, 5, 5))
     assert [row.name for row in plan.rows] == ["stem", "first", "second", "head"]
-    assert plan.rows[0].kept == ("1 filter: 'head' reads it where it is not constant",)
-    assert plan.rows[2].kept == ("1 filter: 'first' reads it where it is not constant",)
+    assert plan.rows[0].kept == ("1 filter: add() joins it with 'second', which is not pruned there",)
+    assert plan.rows[2].kept == ("1 filter: add() joins it with 'stem', which is not pruned there",)
     assert str(plan).splitlines()[:2] == [
         "layer   outputs  inputs  pruned but kept",
-        "stem    6 -> 5   1 -> 1  1 filter: 'head' reads it where it is not constant",
+        "stem    6 -> 5   1 -> 1  1 filter: add() joins it with 'second', which is not pruned there",
     ]
+
+
+class Chain(nn.Module):
+    """Two additions in a row, the first to the model's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x)) + x
+        x = torch.relu(x) + self.two(torch.relu(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_plan_names_what_an_addition_joins_with_a_pruned_filter() -> None:
+    model = settle(Chain())
+    with torch.no_grad():
+        model.one.weight[1] = 0
+        model.two.weight[[0, 1]] = 0
+    rows = {row.name: row.kept for row in shrink_plan(model, sample(2, 4, 5, 5)).rows}
+    assert rows["one"] == ("1 filter: add() joins it with an input of the model, which is not pruned there",)
+    assert rows["two"] == (
+        "1 filter: add() joins it with 'one', which is not pruned there",
+        "1 filter: add() joins it with an input of the model, which is not pruned there",
+    )
+
+
+@pytest.mark.parametrize("function", [shrink, shrink_plan])
+def test_arguments_of_other_types_are_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"model is 5 \(int\) but must be an nn.Module"):
+        function(5, sample(2, 1, 5, 5))
+    with pytest.raises(ValueError, match="example_input is 'x' but must be a tensor, or a tuple"):
+        function(Residual(), "x")
 
 
 def test_depthwise_convolutions_shrink_with_their_neighbors() -> None:

@@ -436,3 +436,6 @@ def test_errors() -> None:
         conv(3, 4, 3, weight="in8")
     with pytest.raises(ValueError, match="'twn' is not for activations"):
         QuantizedLinear(3, 4, activation="twn")
+    for sizes in ((1, 2, 0), (1, 2, (3, 0)), (1, 2, 3, 0), (1, 2, 3, 1, 0, 0), (0, 2, 3), (1, 0, 3)):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            QuantizedConv2d(*sizes)

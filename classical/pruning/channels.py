@@ -116,6 +116,7 @@ class ChannelFlow:
         self.pinned: dict[int, str] = {}
         self._parents: list[int] = []
         self._flow: dict[fx.Node, Channels] = {}
+        self._joins: list[tuple[fx.Node, Tensor]] = []  # additions and products, and the labels that they tie
         self._graph = graph
         self._calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
         self._readers = Counter(id(p) for m in graph.modules() for p in m._parameters.values())
@@ -139,6 +140,33 @@ class ChannelFlow:
         """Say that channels stay."""
         for label in labels.tolist():
             self.pinned.setdefault(label, why)
+
+    def partner(self, label: int, name: str) -> str | None:
+        """What an addition or product joins a pruned channel with that is not constant; None if there is nothing.
+
+        Args:
+            label: of the channel.
+            name: the layer that writes it.
+        """
+        for node, labels in self._joins:
+            for place in (labels == label).nonzero().flatten().tolist():
+                moving = [source for source in node.all_input_nodes if not self._flow[source].known[place]]
+                if len(moving) == 1 and len(node.all_input_nodes) == 2:
+                    writer = self._writer(moving[0], place)
+                    if writer != repr(name):
+                        return f"{_title(node)} joins it with {writer}, which is not pruned there"
+        return None
+
+    def _writer(self, node: fx.Node, place: int) -> str:
+        """The layer, or whatever else, that makes a channel vary."""
+        layers = {reading.name for reading in self.readings} | set(self.depthwise)
+        while node.op != "call_module" or node.target not in layers:
+            width = len(self._flow[node].labels)
+            sources = [s for s in node.all_input_nodes if s in self._flow and len(self._flow[s].labels) == width]
+            if not sources:
+                break
+            node = next((source for source in sources if not self._flow[source].known[place]), sources[0])
+        return "an input of the model" if node.op == "placeholder" else _title(node)
 
     # --- what a node does to channels ---
 
@@ -287,6 +315,7 @@ class ChannelFlow:
             if len(self._tensor_shape(a)) != len(self._tensor_shape(b)) or len(x.labels) != len(y.labels):
                 return None
             self._tie(x.labels, y.labels)
+            self._joins.append((node, x.labels))
             known = x.known & y.known
             if function is operator.mul:  # zero times anything
                 known = known | (x.known & (x.value == 0)) | (y.known & (y.value == 0))
@@ -344,6 +373,7 @@ class ChannelFlow:
         self.depthwise = {name: (m, numbers[i], numbers[o]) for name, (m, i, o) in self.depthwise.items()}
         self.per_channel = {name: (module, numbers[labels]) for name, (module, labels) in self.per_channel.items()}
         self.tensors = [(name, numbers[labels]) for name, labels in self.tensors]
+        self._joins = [(node, numbers[labels]) for node, labels in self._joins]
         pinned, self.pinned = self.pinned, {}
         for label, why in pinned.items():
             self.pinned.setdefault(int(numbers[label]), why)

@@ -91,6 +91,8 @@ def find_ticket(
     Source: Frankle, Carbin, arXiv:1803.03635, iterative pruning with resetting; rewinding to an early step: Frankle
         et al., arXiv:1903.01611.
     """
+    if not callable(train):
+        raise ValueError(f"train is {train!r} but must be a function that trains the model it is given")
     layers = prunable(model, skip)
     finals = amount_of_each(layers, final)
     check_fractions(finals, final, scope)

@@ -35,14 +35,15 @@ def prune(
             a mapping from layer names prunes those layers only, each by its own share.
         threshold: prunes where the strength is at most this, instead of a fraction; a number or a mapping likewise.
         scope: "layer" ranks within each layer, "global" over all layers, so that each gets a share of its own.
-        structure: "weight", "filter", "channel", "column" or "layer".
+        structure: "weight", "filter", "channel", "column" or "layer"; whole layers are ranked by the global scope, or
+            pruned with a fraction of 1.
         norm: a structure's strength: mean |s| ("l1") or root mean square ("l2") of the scores s of its weights.
         scores: for each layer a tensor of its weight's shape; the weights themselves by default. See `gradient_scores`.
         skip: names of layers to leave as they are.
 
     Raises:
         ValueError: not exactly one of fraction and threshold; one out of range; unknown names; scores that do not fit
-            or are not numbers; a mapping of fractions together with the global scope.
+            or are not numbers; a mapping of fractions together with the global scope; a share of a layer as a whole.
 
     Source: magnitude: Han et al., arXiv:1506.02626. Filters: Li et al., arXiv:1608.08710.
     """
@@ -68,6 +69,11 @@ def prune(
         drop = {name: ranks <= amounts[name] for name, ranks in strengths.items()}
     else:
         check_fractions(amounts, fraction, scope)
+        if structure == "layer" and scope == "layer" and any(0 < amount < 1 for amount in amounts.values()):
+            raise ValueError(
+                f"structure 'layer' has one member in each layer, of which fraction {fraction} is no whole number: "
+                "rank layers with scope='global', or choose one with fraction={name: 1.0}"
+            )
         if scope == "global":
             drop = _weakest(strengths, next(iter(amounts.values())))
         else:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from classical.layers import require_module
+
 
 class Pruning(nn.Module):
     """A parametrization of a weight that `finalize` writes into it."""
@@ -96,8 +98,9 @@ def prunable(model: nn.Module, skip: Collection[str] = ()) -> dict[str, nn.Modul
         skip: names of layers to leave out.
 
     Raises:
-        ValueError: a name in `skip` is no such layer, or nothing is left.
+        ValueError: a name in `skip` is no such layer, nothing is left, or the model is no module.
     """
+    require_module(model)
     if isinstance(skip, str):
         skip = (skip,)
     found = {name: module for name, module in model.named_modules() if _has_matrix(module)}
@@ -195,6 +198,7 @@ def finalize(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: another parametrization lies on a pruned weight, which would be written into it as well.
     """
+    require_module(model)
     pruned = []
     for name, module in model.named_modules():
         parts = _parts(module)

@@ -61,7 +61,8 @@ def add_structures(
 
     Train the returned parameters with a StructureSGD beside the optimizer of the weights, whose weight decay should not
     reach them. Fixed thresholds and scales that weights can undo make the two learning rates matter; the decay, not the
-    threshold, sets how much is pruned.
+    threshold, sets how much is pruned. With rule "l1" a scale of 1 that no loss needs falls below epsilon after about
+    (1 - epsilon) (1 - momentum) / (lr decay) steps: choose a decay that makes this a half to a sixth of the training.
 
     Args:
         model: changed in place.

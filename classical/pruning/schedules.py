@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ class CubicSchedule:
         times: n, prunings after the first, from 1.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range or no whole number.
 
     Source: Zhu, Gupta, arXiv:1710.01878, equation 1.
     """
@@ -34,10 +35,11 @@ class CubicSchedule:
     times: int
 
     def __post_init__(self) -> None:
-        if self.begin < 0 or self.every < 1 or self.times < 1:
+        whole = all(isinstance(number, Integral) for number in (self.begin, self.every, self.times))
+        if not whole or self.begin < 0 or self.every < 1 or self.times < 1:
             raise ValueError(
-                f"a schedule begins at step 0 or later and prunes every 1 or more steps, 1 or more times, "
-                f"but begin={self.begin}, every={self.every}, times={self.times}"
+                "a schedule begins at step 0 or later, prunes every 1 or more steps, 1 or more times, whole numbers, "
+                f"but begin={self.begin!r}, every={self.every!r}, times={self.times!r}"
             )
 
     def __call__(self, step: int) -> float | None:
@@ -88,6 +90,10 @@ class MagnitudePruner:
     ) -> None:
         if score not in ("magnitude", "gradient"):
             raise ValueError(f"score is {score!r} but must be 'magnitude' or 'gradient'")
+        if not callable(schedule):
+            raise ValueError(f"schedule is {schedule!r} but must be a function of the step, such as a CubicSchedule")
+        if structure == "layer" and scope == "layer":
+            raise ValueError("structure 'layer' has one member in each layer: rank layers with scope='global'")
         layers = prunable(model, skip)
         self.final = amount_of_each(layers, final)
         check_fractions(self.final, final, scope)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.layers import QuantizedConv2d, QuantizedLinear, require_module
 from classical.pruning.channels import ChannelFlow, Layer, Reading
 from classical.pruning.masks import finalize, private_copy
 
@@ -65,11 +65,11 @@ def shrink(model: nn.Module, example_input: Tensor | tuple[Any, ...], *, exact: 
         A copy of the same class with smaller layers, masks and scales written into the weights.
 
     Raises:
-        ValueError: the model cannot be traced, or the smaller one would give other outputs on the example.
+        ValueError: the model cannot be traced, the smaller one would give other outputs on the example, or an argument
+            is of another type.
     """
-    example = example_input if isinstance(example_input, tuple) else (example_input,)
     twin, modes, device = _prepared(model)
-    example = tuple(part.cpu() if isinstance(part, Tensor) else part for part in example)
+    example = _arguments(example_input)
     flow, removed = _analyze(twin, example, exact)
     with torch.no_grad():
         before = twin(*example)
@@ -96,21 +96,20 @@ def shrink_plan(model: nn.Module, example_input: Tensor | tuple[Any, ...], *, ex
 
     Args, Raises: as for `shrink`.
     """
-    example = example_input if isinstance(example_input, tuple) else (example_input,)
     twin, _, _ = _prepared(model)
-    example = tuple(part.cpu() if isinstance(part, Tensor) else part for part in example)
+    example = _arguments(example_input)
     flow, removed = _analyze(twin, example, exact)
     rows = []
     for reading in flow.readings:
         inputs, outputs = reading.source.labels, reading.outputs
         kept = (
-            *_reasons(flow, removed, outputs, (reading.weight == 0).flatten(1).all(1), "filter"),
-            *_reasons(flow, removed, inputs, (reading.weight == 0).transpose(0, 1).flatten(1).all(1), "channel"),
+            *_reasons(flow, removed, outputs, (reading.weight == 0).flatten(1).all(1), "filter", reading.name),
+            *_reasons(flow, removed, inputs, (reading.weight == 0).all(2).all(0), "channel", reading.name),
         )
         rows.append(_row(reading.name, removed, outputs, inputs, kept))
     for name, (layer, read, written) in flow.depthwise.items():
         empty = (layer.weight == 0).flatten(1).all(1)
-        rows.append(_row(name, removed, written, read, _reasons(flow, removed, written, empty, "filter")))
+        rows.append(_row(name, removed, written, read, _reasons(flow, removed, written, empty, "filter", name)))
     order = {name: place for place, (name, _) in enumerate(flow.tensors)}
     return ShrinkPlan(tuple(sorted(rows, key=lambda row: order[row.name])))
 
@@ -123,8 +122,19 @@ class _Tracer(fx.Tracer):
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
+def _arguments(example_input: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
+    """A model's arguments, on the CPU."""
+    if not isinstance(example_input, Tensor | tuple):
+        raise ValueError(
+            f"example_input is {example_input!r} but must be a tensor, or a tuple of the model's arguments"
+        )
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    return tuple(part.cpu() if isinstance(part, Tensor) else part for part in arguments)
+
+
 def _prepared(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, bool], torch.device]:
     """A finalized copy on the CPU in eval(), its modes before, the model's device."""
+    require_module(model)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     twin = finalize(private_copy(model)).cpu()
     modes = {module: module.training for module in twin.modules()}
@@ -279,13 +289,19 @@ def _row(name: str, removed: Tensor, outputs: Tensor, inputs: Tensor, kept: tupl
     return LayerPlan(name, left, right, kept)
 
 
-def _reasons(flow: ChannelFlow, removed: Tensor, labels: Tensor, empty: Tensor, kind: str) -> tuple[str, ...]:
-    """Why empty filters or channels stay, each reason once."""
-    reasons = Counter(_reason(flow, removed, label) for label in labels[empty & ~removed[labels]].tolist())
+def _reasons(
+    flow: ChannelFlow, removed: Tensor, labels: Tensor, empty: Tensor, kind: str, name: str
+) -> tuple[str, ...]:
+    """Why empty filters or channels of a layer stay, each reason once."""
+    reasons = Counter(_reason(flow, removed, label, kind, name) for label in labels[empty & ~removed[labels]].tolist())
     return tuple(f"{n} {kind}{'s' * (n > 1)}: {why}" for why, n in reasons.items())
 
 
-def _reason(flow: ChannelFlow, removed: Tensor, label: int) -> str:
+def _reason(flow: ChannelFlow, removed: Tensor, label: int, kind: str, name: str) -> str:
+    # An empty filter emits a constant: where it stays for what it is added to, that is what to prune too.
+    joined = flow.partner(label, name) if kind == "filter" else None
+    if joined is not None:
+        return joined
     if label in flow.pinned:
         return flow.pinned[label]
     for reading in flow.readings:
