@@ -22,9 +22,17 @@ def test_pennylane_function_is_the_circuit_and_comes_back(circuit):
     pytest.importorskip("pennylane")
     function = circuit.to_pennylane()
     assert_same_up_to_phase(pennylane_unitary(function, circuit.n_wires, X, W), unitary(circuit))
-    back = from_pennylane(function, len(X), len(W), wires=range(circuit.n_wires))
+    back = from_pennylane(function, len(X), len(W))
     assert_same_up_to_phase(unitary(back), unitary(circuit))
     assert back.observables == circuit.observables
+
+
+def test_wires_that_nothing_acts_on_come_back_from_pennylane():
+    qml = pytest.importorskip("pennylane")
+    circuit = Circuit(3, (Gate("RX", (0,), (Angle("weight", 0),)),), ("ZII",))
+    assert from_pennylane(circuit.to_pennylane()) == circuit
+    assert from_pennylane(qml.QNode(circuit.to_pennylane(), qml.device("default.qubit"))) == circuit
+    assert from_pennylane(Circuit(2).to_pennylane()) == Circuit(2)
 
 
 @pytest.mark.parametrize("gate", EVERY_GATE)
@@ -32,7 +40,7 @@ def test_every_gate_goes_to_pennylane_and_comes_back(gate):
     pytest.importorskip("pennylane")
     circuit = Circuit(4, (gate,), ("ZIII",))
     assert_same_up_to_phase(pennylane_unitary(circuit.to_pennylane(), 4, X, W), unitary(circuit))
-    back = from_pennylane(circuit.to_pennylane(), wires=range(4))
+    back = from_pennylane(circuit.to_pennylane())
     assert_same_up_to_phase(unitary(back), unitary(circuit))
     # Only the root of the swap is no operation of PennyLane.
     assert (back == circuit) == (not gate.name.startswith("SQSWAP"))
@@ -102,6 +110,18 @@ def _odd_operations(qml, inputs, weights):
     qml.Identity(2)
 
 
+def _controlled_rotations(qml, inputs, weights):
+    for wire in range(4):
+        qml.Hadamard(wire)
+    qml.ctrl(qml.RX(weights[0, 0, 0], 2), [0, 1])
+    qml.ctrl(qml.RY(2 * inputs[0], 0), [3, 1, 2], control_values=[0, 1, 0])
+    qml.ctrl(qml.RZ(weights[0, 0, 1], 2), [0, 3])
+    qml.ctrl(qml.PhaseShift(weights[0, 0, 2], 1), [2, 0, 3])
+    qml.ctrl(qml.IsingXX(inputs[1], [3, 0]), [1, 2])
+    qml.adjoint(qml.ctrl(qml.IsingYY(weights[1, 0, 0], [3, 0]), [1, 2]))
+    qml.FermionicSWAP(3 * weights[1, 0, 1], [2, 0])
+
+
 def _other_layers(qml, inputs, weights):
     qml.AngleEmbedding(inputs[::-1], wires=range(4), rotation="X")
     qml.BasicEntanglerLayers(weights[:, :, 0], wires=range(4), rotation=qml.RZ)
@@ -109,7 +129,10 @@ def _other_layers(qml, inputs, weights):
     qml.RandomLayers(weights[:, :, 2], wires=range(4), seed=5)
 
 
-@pytest.mark.parametrize("body", [_angles_and_layers, _adjoint_and_controlled, _odd_operations, _other_layers])
+BODIES = [_angles_and_layers, _adjoint_and_controlled, _odd_operations, _controlled_rotations, _other_layers]
+
+
+@pytest.mark.parametrize("body", BODIES)
 def test_pennylane_operations_and_templates_are_read(body):
     qml = pytest.importorskip("pennylane")
 
@@ -201,6 +224,10 @@ def pennylane_error(act, **sizes):
         (lambda q, x, w: q.RX(x[0] ** 0.5, 0), "** 0.5 is no product of features"),
         (lambda q, x, w: q.RX(x[0] * w[0], 0), "is a product with a weight"),
         (lambda q, x, w: q.RX(0.1 if x[0] > 0 else 0.2, 0), "comparison of x[0]"),
+        (lambda q, x, w: q.RX(0.1 if x[0] == 0 else 0.2, 0), "comparison of x[0]"),
+        (lambda q, x, w: q.RX(0.1 if x[0] != w[0] else 0.2, 0), "comparison of x[0]"),
+        (lambda q, x, w: q.exp(q.X(0) @ q.Z(1), -0.5j * w[0]), "as a Pauli rotation"),
+        (lambda q, x, w: q.evolve(q.X(0) @ q.Z(1), w[0]), "as a Pauli rotation"),
         (lambda q, x, w: q.AngleEmbedding(x, wires=[0]), "n_inputs=..."),
         (lambda q, x, w: q.BasicEntanglerLayers(w, wires=[0]), "n_weights=..."),
         (lambda q, x, w: q.RX(x[-1], 0), "n_inputs=..."),
@@ -217,3 +244,37 @@ def pennylane_error(act, **sizes):
 def test_what_pennylane_functions_must_not_do_is_named(act, says):
     pytest.importorskip("pennylane")
     assert says in pennylane_error(act)
+
+
+def test_operations_are_not_known_by_their_names_alone():
+    qml = pytest.importorskip("pennylane")
+
+    class PauliX(qml.operation.Operation):
+        num_wires = 1
+
+        @staticmethod
+        def compute_decomposition(wires):
+            return [qml.Hadamard(wires)]
+
+    class Barrier(PauliX):
+        pass
+
+    class U3(qml.operation.Operation):
+        num_params, num_wires = 3, 1
+
+        @staticmethod
+        def compute_decomposition(*angles, wires):
+            return [qml.RX(angles[0], wires), qml.RZ(angles[1], wires), qml.RX(angles[2], wires)]
+
+    def function(inputs, weights):
+        PauliX(0)
+        Barrier(1)
+        qml.ctrl(U3(weights[0], weights[1], weights[2], wires=1), control=0)
+
+    angles = [Angle("weight", k) for k in range(3)]
+    expected = [
+        Gate("H", (0,)),
+        Gate("H", (1,)),
+        *(Gate(name, (0, 1), (angle,)) for name, angle in zip(("CRX", "CRZ", "CRX"), angles, strict=True)),
+    ]
+    assert from_pennylane(function).gates == tuple(expected)

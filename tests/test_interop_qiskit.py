@@ -5,9 +5,13 @@ from hypothesis import given
 from strategies import circuits
 
 from circuits import (
+    Angle,
     Circuit,
+    Factor,
     Gate,
+    computed,
     encode,
+    from_qasm3,
     from_qiskit,
     kernel,
 )
@@ -141,8 +145,8 @@ def test_roles_of_qiskit_parameters():
     def sources(circuit):
         return [(gate.angles[0].source[0], gate.angles[0].index) for gate in circuit.gates]
 
-    # By name: x_1 is a feature, the others are weights in the order of qc.parameters: a, b, v[3].
-    assert sources(from_qiskit(qc)) == [("w", 1), ("w", 0), ("i", 0), ("w", 2)]
+    # By name: x_1 is feature 1, the others are weights in the order of qc.parameters: a, b, v[3].
+    assert sources(from_qiskit(qc)) == [("w", 1), ("w", 0), ("i", 1), ("w", 2)]
     assert sources(from_qiskit(qc, inputs=[b, vector])) == [("i", 0), ("w", 0), ("w", 1), ("i", 4)]
     assert sources(from_qiskit(qc, weights=vector)) == [("i", 1), ("i", 0), ("i", 2), ("w", 3)]
     assert sources(from_qiskit(qc, [x1, a], [b, vector])) == [("w", 0), ("i", 1), ("i", 0), ("w", 4)]
@@ -157,6 +161,113 @@ def test_roles_of_qiskit_parameters():
         from_qiskit(qc, a, [a, b, x1, vector])
     with pytest.raises(ValueError, match="'a' is no Parameter"):
         from_qiskit(qc, "a")
+
+
+@pytest.mark.parametrize("names", ["x{0} theta{0}", "x_{0} w_{0}", "inputs{0} t{0}", "features[{0}] v[{0}]"])
+def test_the_numbers_of_parameters_are_their_indices(names):
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit, qasm3
+    from qiskit.circuit import Parameter
+
+    x, w = names.split()
+    qc = QuantumCircuit(2)
+    # Twelve, because 10 comes before 2 in the order of letters.
+    for k in range(12):
+        qc.rx(Parameter(x.format(k)), 0)
+        qc.ry(Parameter(w.format(11 - k)), 1)
+    circuit = from_qiskit(qc)
+    found = [(gate.name, gate.angles[0]) for gate in circuit.gates]
+    assert found == [own for k in range(12) for own in (("RX", Angle("input", k)), ("RY", Angle("weight", 11 - k)))]
+    # The exporter writes no brackets, and the reader of programs has the same rule.
+    if "[" not in names:
+        assert from_qasm3(qasm3.dumps(qc)) == circuit
+
+
+def test_parameters_that_are_not_all_numbered_alike():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit, qasm3
+    from qiskit.circuit import Parameter
+
+    def indices(*names, **roles):
+        qc = QuantumCircuit(1)
+        parameters = [Parameter(name) for name in names]
+        for parameter in parameters:
+            qc.rx(parameter, 0)
+        chosen = {key: [parameters[k] for k in places] for key, places in roles.items()}
+        circuit = from_qiskit(qc, **chosen)
+        assert chosen or from_qasm3(qasm3.dumps(qc)) == circuit
+        return [gate.angles[0].index for gate in circuit.gates]
+
+    # In the order of the numbers, the one without a number first.
+    assert indices("w10", "w2", "w") == [2, 1, 0]
+    assert indices("w_99999999999", "w_7") == [1, 0]
+    # In the order of qc.parameters.
+    assert indices("w_01", "w_1") == [0, 1]
+    assert indices("b2", "b10", "a") == [2, 1, 0]
+    # Numbered anew where others of the same name are taken.
+    assert indices("p0", "p1", "p10", "p2", inputs=[0, 1]) == [0, 1, 1, 0]
+
+
+def test_instructions_are_not_known_by_their_names_alone():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import Gate as QiskitGate
+
+    qc = QuantumCircuit(2)
+    for name in ("x", "barrier", "id", "measure", "reset", "cu", "rx"):
+        inner = QuantumCircuit(1, name=name)
+        inner.h(0)
+        qc.append(inner.to_instruction(), [0])
+    two = QuantumCircuit(2, name="h")
+    two.cx(0, 1)
+    qc.append(two.to_gate(), [1, 0])
+    assert from_qiskit(qc).gates == (*[Gate("H", (0,))] * 7, Gate("CNOT", (1, 0)))
+    qc.append(QiskitGate("h", 1, []), [0])
+    with pytest.raises(ValueError, match=r"instruction 8 \(h\) is no gate of qconv and has no definition"):
+        from_qiskit(qc)
+
+
+def test_an_angle_of_one_weight_may_name_others_by_zero():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import ParameterVector
+
+    w = ParameterVector("w", 2)
+    qc = QuantumCircuit(1)
+    qc.rx(0 * w[0] + w[1] / 2, 0)
+    assert from_qiskit(qc).gates == (Gate("RX", (0,), (Angle("weight", 1, 0.5),)),)
+
+
+@pytest.mark.parametrize("small", [1e-9, 1e-14, 1e-18])
+def test_small_coefficients_beside_large_ones(small):
+    pytest.importorskip("qiskit")
+    pair, plain = (Factor(0), Factor(1)), (Factor(2),)
+    # The first coefficient becomes the scale, so the other is divided by it.
+    for first, x_0 in ((small, 0.7), (0.8 / small, 0.0)):
+        circuit = Circuit(1, (Gate("RX", (0,), (computed({pair: first, plain: 0.8}),)),), ("Z",))
+        values = [x_0, -0.9, 0.6]
+        qc = circuit.to_qiskit()
+        (angle,) = qc.data[0].operation.params
+        found = angle.bind({p: values[p.index] for p in angle.parameters}).numeric()
+        assert abs(float(found) - (first * x_0 * -0.9 + 0.8 * 0.6)) < 1e-12
+
+
+def test_observables_in_the_metadata():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+
+    qc = QuantumCircuit(3)
+    for foreign in ("abc", "ZZZ", ["ZZ"], ["III"], [3], 5, None):
+        qc.metadata = {"observables": foreign}
+        assert from_qiskit(qc).observables == ("ZII", "IZI", "IIZ")
+    qc.metadata = {"observables": ["ZXI", "IIY"]}
+    assert from_qiskit(qc).observables == ("IXZ", "YII")
+    qc.metadata = {"observables": ["ZXI"], "qconv_observables": ["IIX"]}
+    assert from_qiskit(qc).observables == ("XII",)
+    qc.metadata = {"qconv_observables": "IIX"}
+    with pytest.raises(ValueError, match="must be a list of Pauli labels of 3 letters"):
+        from_qiskit(qc)
+    assert kernel("hur_su4", 4).to_qiskit().metadata.keys() == {"qconv_observables"}
 
 
 def test_observables_of_qiskit_are_turned_around_once():
@@ -206,6 +317,7 @@ def _conditional(qc, a, b):
     [
         (lambda qc, a, b: qc.rx(a + b, 0), "instruction 1 (rx) has an angle that cannot be read: a + b depends on"),
         (lambda qc, a, b: qc.rx(a.sin(), 0), "sin(a) is not affine in a"),
+        (lambda qc, a, b: qc.rx(a.sign(), 0), "instruction 1 (rx) has an angle that cannot be read"),
         (lambda qc, a, b: [qc.measure(0, 0), qc.x(0)], "instruction 2 (x) acts on a qubit after its measurement"),
         (lambda qc, a, b: qc.reset(0), "instruction 1 (reset) resets a qubit in the middle"),
         (_nested, "instruction 1 (inner), instruction 1 (rx) has an angle"),

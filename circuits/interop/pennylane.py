@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from numbers import Integral
 from typing import Any
 
@@ -108,6 +109,7 @@ def to_pennylane(circuit: Circuit) -> Callable[..., list[Any]]:
         f(inputs, weights): queues the gates on wires 0 to n_wires - 1 and returns the expectation values of the
         observables. inputs (..., n_inputs) and weights (..., n_weights) are arrays of any of PennyLane's interfaces,
         or, without leading dimensions, lists. Put it into a qml.QNode, or qml.tape.make_qscript(f)(inputs, weights).
+        Its attribute n_wires is the circuit's, for `from_pennylane`.
     """
 
     def function(inputs: Any = (), weights: Any = ()) -> list[Any]:
@@ -121,6 +123,8 @@ def to_pennylane(circuit: Circuit) -> Callable[..., list[Any]]:
                 _queue(gate, values)
         return [qml.expval(pennylane_observable(text)) for text in circuit.observables]
 
+    # Wires that no gate or observable acts on are seen by nobody who calls it.
+    function.n_wires = circuit.n_wires  # type: ignore[attr-defined]
     return function
 
 
@@ -212,8 +216,8 @@ def from_pennylane(
         n_inputs: Number of features, or the shape of the function's first argument, numbered in C order. None where
             the function asks for each by its index; for a tape, none.
         n_weights: The same for the second argument, such as (2, 4, 3) for StronglyEntanglingLayers.
-        wires: Labels of wires in the order 0, 1, ...; by default those of the QNode's device, else whole numbers as
-            they are, else in order of appearance.
+        wires: Labels of wires in the order 0, 1, ...; by default those of the QNode's device, else 0 to n_wires - 1
+            of a function that `to_pennylane` made, else whole numbers as they are, else in order of appearance.
 
     Raises:
         ValueError: Naming the operation and its position, for what is no gate, has no decomposition into gates or has
@@ -233,7 +237,7 @@ def from_pennylane(
             wires = fn.device.wires if wires is None else wires
             fn = fn.func
         operations, measurements = _trace(fn, n_inputs, n_weights)
-    labels = _wire_labels(operations, measurements or [], wires)
+    labels = _wire_labels(operations, measurements or [], wires, getattr(fn, "n_wires", 0))
     gates = [
         gate
         for position, operation in enumerate(operations)
@@ -303,7 +307,9 @@ def _trace(fn: Any, n_inputs: Any, n_weights: Any) -> tuple[list[Any], list[Any]
     return operations, returned
 
 
-def _wire_labels(operations: list[Any], measurements: list[Any], wires: Iterable[Any] | None) -> dict[Any, int]:
+def _wire_labels(
+    operations: list[Any], measurements: list[Any], wires: Iterable[Any] | None, n_wires: Any
+) -> dict[Any, int]:
     used = [wire for thing in (*operations, *measurements) for wire in getattr(thing, "wires", ())]
     if wires is not None:
         labels = {label: k for k, label in enumerate(wires)}
@@ -311,19 +317,25 @@ def _wire_labels(operations: list[Any], measurements: list[Any], wires: Iterable
         if missing:
             raise ValueError(f"the circuit acts on wire {missing[0]!r} but its wires are {list(labels)}: name them all")
         return labels
-    if used and all(isinstance(wire, int) and wire >= 0 for wire in used):
-        return {wire: wire for wire in range(max(used) + 1)}
+    n_wires = n_wires if isinstance(n_wires, int) else 0
+    if (used or n_wires) and all(isinstance(wire, int) and wire >= 0 for wire in used):
+        return {wire: wire for wire in range(max([*(wire + 1 for wire in used), n_wires]))}
     return {label: k for k, label in enumerate(dict.fromkeys(used))}
 
 
 _GATE = {foreign: name for name, foreign in _PENNYLANE.items()} | {"U1": "P"}
+
+# Rotations exp(-i a P / 2) by the Pauli string P that generates them.
+_ROTATIONS = {"RX": "X", "RY": "Y", "RZ": "Z", "IsingXX": "XX", "IsingYY": "YY", "IsingZZ": "ZZ"}
+# Of controls of a rotation by a symbol, whose number of parts doubles with each.
+_MOST_CONTROLS = 8
 
 
 def _gates_of(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
     """An operation as gates of the table."""
     import pennylane as qml
 
-    foreign, on = operation.name, tuple(labels[wire] for wire in operation.wires if wire in labels)
+    foreign, on = _own_name(operation), tuple(labels[wire] for wire in operation.wires if wire in labels)
     if foreign in _IGNORED:
         return []
     try:
@@ -338,18 +350,41 @@ def _gates_of(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
             for name, order in (("R" + word, on), ("R" + word[::-1], on[::-1])):
                 if name in GATES:
                     return [Gate(name, order, tuple(map(angle_of, operation.parameters)))]
+        if foreign == "FermionicSWAP":
+            # exp(i a/2) exp(-i a/4 (XX + YY + ZI + IZ)), whose phase PennyLane writes as a complex exponential.
+            half = (angle_of(operation.parameters[0] * 0.5),)
+            return [Gate(name, on, half) for name in ("RXX", "RYY")] + [Gate("RZ", (wire,), half) for wire in on]
         if foreign in _STATE_PREPARATIONS and _symbolic(operation.parameters[0]):
             return [Gate(AMPLITUDE, on, _features(operation.parameters[0]))]
         name = _GATE.get(foreign, foreign)
         if name in GATES and name != AMPLITUDE:
             return [Gate(name, on, tuple(map(angle_of, operation.parameters)))]
+        if foreign.startswith("C(") and any(isinstance(value, Linear) for value in operation.parameters):
+            parts = _controlled_rotations(operation)
+            if parts:
+                return [gate for part in parts for gate in _gates_of(part, labels, f"{place}, part {part.name}")]
         if not operation.has_decomposition:
             raise ValueError(f"{place} is no gate of qconv and PennyLane does not decompose it: use other operations")
         with qml.QueuingManager.stop_recording():
             parts = _as_arrays(operation).decomposition()
-    except _NO_NUMBER as error:
-        raise ValueError(f"{place} cannot be read: {error}") from error
+    except ImportError as error:
+        raise ValueError(
+            f"{place} cannot be read: PennyLane decomposes it by its numbers only, not with a feature or weight in "
+            "their place: write it as rotations"
+        ) from error
+    except (*_NO_NUMBER, ValueError) as error:
+        # What a part says names its place already.
+        text = str(error) if str(error).startswith(place) else f"{place} cannot be read: {error}"
+        raise ValueError(text) from error
     return [gate for part in parts for gate in _gates_of(part, labels, f"{place}, part {part.name}")]
+
+
+def _own_name(operation: Any) -> str:
+    """The name of PennyLane's own operation, controlled or not; empty for a user's, which may have any name."""
+    is_own = type(operation).__module__.startswith("pennylane.")
+    if is_own and operation.name.startswith("C("):
+        is_own = type(operation.base).__module__.startswith("pennylane.")
+    return str(operation.name) if is_own else ""
 
 
 def _controlled_by_zeros(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
@@ -361,6 +396,32 @@ def _controlled_by_zeros(operation: Any, labels: dict[Any, int], place: str) -> 
     with qml.QueuingManager.stop_recording():
         by_ones = qml.ctrl(operation.base, control=operation.control_wires)
     return [*flips, *_gates_of(by_ones, labels, place), *flips]
+
+
+def _controlled_rotations(operation: Any) -> list[Any]:
+    """A rotation exp(-i a P / 2) or a phase with several controls, as rotations about Pauli words; else none.
+
+    Controls at 1 project on prod (1 - Z_k) / 2, the sum over sets S of controls of (-1)^|S| Z_S / 2^n: the rotation is
+    the product of those about Z_S P by (-1)^|S| a / 2^n, which commute. A phase projects on its target too.
+    """
+    import pennylane as qml
+
+    base, controls = operation.base, list(operation.control_wires)
+    phase = base.name in ("PhaseShift", "U1")
+    pauli = "" if phase else _ROTATIONS.get(base.name, "")
+    if not (phase or pauli) or not 2 <= len(controls) <= _MOST_CONTROLS:
+        return []
+    projected = controls + list(base.wires) * phase
+    scale = (-2.0 if phase else 1.0) / 2 ** len(projected)
+    parts = []
+    with qml.QueuingManager.stop_recording():
+        for bits in product((0, 1), repeat=len(projected)):
+            own = [wire for wire, bit in zip(projected, bits, strict=True) if bit]
+            word, wires = "Z" * len(own) + pauli, own + list(base.wires) * (not phase)
+            # The empty word of a phase is a global one.
+            if word:
+                parts.append(qml.PauliRot(base.parameters[0] * (scale * (-1) ** len(own)), word, wires=wires))
+    return parts
 
 
 def _as_arrays(operation: Any) -> Any:

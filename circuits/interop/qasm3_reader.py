@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from circuits.circuit import Circuit, Gate, Source
+from circuits.interop.naming import is_feature, places
 from circuits.interop.qasm3 import COMMENT, DEFINITIONS, STANDARD
-from circuits.interop.qasm3_syntax import AtLine, Definition, Statements, Token, definition, fail, tokens
+from circuits.interop.qasm3_syntax import (
+    MOST_CALLS,
+    MOST_NESTED,
+    MOST_WIRES,
+    AtLine,
+    Definition,
+    Statements,
+    Token,
+    definition,
+    fail,
+    tokens,
+)
 from circuits.interop.symbols import Linear, NotAffine, angle_of, symbol, z_of_every_wire
 
-_FEATURE = re.compile(r"x|inputs?|features?")
-_NUMBERED = re.compile(r"_*(.*?)_?(\d*)_*")
 # Keywords of statements that are no gates; "#" and "pragma" tell a compiler something.
 _UNSUPPORTED = re.compile(
     r"if|else|for|while|switch|def|extern|return|let|output|box|cal|defcal|defcalgrammar|delay|array|bool|int|uint|float"
@@ -57,7 +67,10 @@ def from_qasm3(text: str) -> Circuit:
 
     Parameters called x, input(s) or feature(s), alone or with a number, are features; the others are weights. Each
     takes the number in its name as index where all of its kind are numbered alike, else its place among the
-    declarations. Comments `// qconv inputs: a b` and `// qconv weights: c d` list them instead.
+    declarations (those that differ by a number only, in the order of the numbers). Comments `// qconv inputs: a b` and
+    `// qconv weights: c d` list them instead.
+
+    A text that somebody else wrote may be read: qubits, nesting and calls of gates in gates have limits.
 
     Raises:
         ValueError: With the line, for what is not read, what is not defined, or an angle that is neither affine in
@@ -89,7 +102,7 @@ def _roles(text: str) -> dict[str, Linear]:
             names.append(program[end - 1].text)
     listed = {"input": _comment(text, "inputs"), "weight": _comment(text, "weights")}
     free = [name for name in names if not any(name in (own or ()) for own in listed.values())]
-    features = {name for name in free if _FEATURE.fullmatch(_split(name)[0])}
+    features = {name for name in free if is_feature(name)}
     kinds: dict[Source, dict[str, int]] = {
         "input": _indices([name for name in free if name in features], listed["input"]),
         "weight": _indices([name for name in free if name not in features], listed["weight"]),
@@ -97,19 +110,10 @@ def _roles(text: str) -> dict[str, Linear]:
     return {name: symbol(source, index) for source, own in kinds.items() for name, index in own.items()}
 
 
-def _split(name: str) -> tuple[str, str]:
-    match = _NUMBERED.fullmatch(name)
-    return (match[1], match[2]) if match else (name, "")
-
-
 def _indices(names: list[str], listed: list[str] | None) -> dict[str, int]:
     if listed is not None:
         return {name: k for k, name in enumerate([*listed, *names])}
-    parts = [_split(name) for name in names]
-    numbers = [number for _, number in parts]
-    if len({prefix for prefix, _ in parts}) == 1 and all(numbers) and len(set(numbers)) == len(numbers):
-        return {name: int(number) for name, number in zip(names, numbers, strict=True)}
-    return {name: k for k, name in enumerate(names)}
+    return dict(zip(names, places(names), strict=True))
 
 
 class _Program:
@@ -125,6 +129,20 @@ class _Program:
         self._definitions: dict[str, Definition] = {}
         self._measured: set[int] = set()
         self._open: list[str] = []
+        self._calls = 0
+        self._names: set[str] = set()
+        self._readers: dict[str, Callable[[Statements], None]] = {
+            "OPENQASM": self._read_version,
+            "include": self._read_include,
+            "input": self._read_input,
+            "const": self._read_const,
+            "qubit": self._read_qubit,
+            "gate": self._read_gate,
+            "barrier": self._skip,
+            "gphase": self._skip,
+            "measure": self._read_measure,
+            "reset": self._read_reset,
+        }
         self._known = {name: self._own_definition(text) for name, text in DEFINITIONS.items()}
 
     @staticmethod
@@ -143,17 +161,21 @@ class _Program:
                 fail(line, f"the angle cannot be read: {error}")
             except (ArithmeticError, TypeError) as error:
                 fail(line, f"an expression has no value: {error}")
+            except AtLine:
+                raise
+            except ValueError as error:
+                fail(line, f"an expression has no value: {error}")
 
     def _statement(self, at: Statements) -> None:
         word = at.peek()
         if _UNSUPPORTED.fullmatch(word):
             fail(at.line, f"{word!r} is not supported: only gates, declarations and measurements at the end are read")
-        known = getattr(self, f"_read_{word}", None)
-        if known is not None:
+        if word in self._readers:
             at.take()
-            known(at)
+            self._readers[word](at)
         elif word in ("bit", "creg"):
-            at.skip_to(";")
+            at.take()
+            self._read_bits(at)
         elif "measure" in self._words(at):
             self._read_assignment(at)
         else:
@@ -166,7 +188,7 @@ class _Program:
             words.append(at.peek(len(words)))
         return words
 
-    def _read_OPENQASM(self, at: Statements) -> None:
+    def _read_version(self, at: Statements) -> None:
         line, version = at.line, at.take()
         if not re.fullmatch(r"3(\.\d+)?", version):
             fail(line, f"the program is OpenQASM {version}: only version 3 is read")
@@ -187,6 +209,7 @@ class _Program:
             at.skip_to("]")
         name = at.name()
         at.take(";")
+        self._declare(name, line)
         at.values[name] = self._roles[name]
 
     def _read_const(self, at: Statements) -> None:
@@ -197,30 +220,45 @@ class _Program:
             at.skip_to("]")
         name = at.name()
         at.take("=")
-        at.values[name] = at.expression()
+        value = at.expression()
         at.take(";")
+        self._declare(name, line)
+        at.values[name] = value
+
+    def _declare(self, name: str, line: int) -> None:
+        if name in self._names:
+            fail(line, f"{name!r} is declared twice: give each a name of its own")
+        self._names.add(name)
 
     def _read_qubit(self, at: Statements) -> None:
-        size = 1
+        line, size = at.line, 1
         if at.accept("["):
-            line, number = at.line, at.expression()
-            if isinstance(number, Linear) or number != int(number) or number < 1:
-                fail(line, f"a register of {number!r} qubits: give a whole number of at least 1")
-            size = int(number)
+            size = at.whole("the size of a register of qubits", MOST_WIRES)
             at.take("]")
         name = at.name()
         at.take(";")
+        if self.n_wires + size > MOST_WIRES:
+            fail(line, f"the program declares {self.n_wires + size} qubits: at most {MOST_WIRES} are read")
+        self._declare(name, line)
         self._registers[name] = tuple(range(self.n_wires, self.n_wires + size))
         self.n_wires += size
 
+    def _read_bits(self, at: Statements) -> None:
+        if at.accept("["):
+            at.skip_to("]")
+        self._declare(at.peek(), at.line)
+        # What is measured into them must be seen; constants that they start with do not matter.
+        if "measure" in self._words(at):
+            self._read_assignment(at)
+        else:
+            at.skip_to(";")
+
     def _read_gate(self, at: Statements) -> None:
-        name = at.name()
+        line, name = at.line, at.name()
+        self._declare(name, line)
         self._definitions[name] = definition(at)
 
-    def _read_barrier(self, at: Statements) -> None:
-        at.skip_to(";")
-
-    def _read_gphase(self, at: Statements) -> None:
+    def _skip(self, at: Statements) -> None:
         at.skip_to(";")
 
     def _read_reset(self, at: Statements) -> None:
@@ -230,10 +268,22 @@ class _Program:
             fail(line, "reset of a qubit in the middle is no gate: write the circuit without it")
 
     def _read_assignment(self, at: Statements) -> None:
-        while at.take() != "measure":
-            pass
+        """`bits = measure qubits;`."""
+        at.name()
+        if at.accept("["):
+            at.skip_to("]")
+        at.take("=")
+        at.take("measure")
         self._measured |= set(self._operand(at, self._registers))
-        at.skip_to(";")
+        at.take(";")
+
+    def _read_measure(self, at: Statements) -> None:
+        """What follows `measure`: qubits, and bits after an arrow."""
+        self._measured |= set(self._operand(at, self._registers))
+        if at.accept("->"):
+            at.skip_to(";")
+        else:
+            at.take(";")
 
     def _operand(self, at: Statements, registers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         if at.peek() == "$":
@@ -258,23 +308,28 @@ class _Program:
             word, times = at.take(), 1
             if word in ("negctrl", "pow"):
                 fail(line, f"the modifier {word!r} is not supported: use inv and ctrl")
-            if at.accept("("):
-                times = int(at.expression())
+            if word == "ctrl" and at.accept("("):
+                times = at.whole("the number of controls", MOST_WIRES)
                 at.take(")")
             at.take("@")
             modifiers.append((word, times))
+            if len(modifiers) > MOST_NESTED:
+                fail(line, f"a gate has more than {MOST_NESTED} modifiers: define the gate that they make")
         name = at.name()
+        self._check_known(name, line)
         values: list[Any] = []
         if at.accept("(") and not at.accept(")"):
             values = [at.expression()]
             while at.accept(","):
                 values.append(at.expression())
             at.take(")")
-        operands = [self._operand(at, registers)] if at.peek() != ";" else []
+        if at.peek() == ";":
+            fail(line, f"gate {name} is called without qubits: write `{name} q[0];`")
+        operands = [self._operand(at, registers)]
         while at.accept(","):
             operands.append(self._operand(at, registers))
         at.take(";")
-        width = max(map(len, operands), default=0)
+        width = max(map(len, operands))
         if any(len(wires) not in (1, width) for wires in operands):
             fail(line, f"gate {name} acts on registers of {[len(wires) for wires in operands]} qubits: make them equal")
         gates: list[Gate] = []
@@ -282,6 +337,8 @@ class _Program:
             wires = tuple(own[k % len(own)] for own in operands)
             if self._measured & set(wires):
                 fail(line, f"gate {name} acts on a qubit after its measurement: measure at the end only")
+            if k:
+                self._count(line)
             try:
                 gates += self._modified(name, values, wires, modifiers, line)
             except (NotAffine, AtLine):
@@ -289,6 +346,19 @@ class _Program:
             except ValueError as error:
                 fail(line, str(error))
         return gates
+
+    def _count(self, line: int) -> None:
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            fail(line, f"the program makes more than {MOST_CALLS} calls in gates and on registers: write fewer")
+
+    def _check_known(self, name: str, line: int) -> None:
+        if name in self._definitions or name == "U" or (self._standard and name in (*_GATE, "id", "u2", "cu")):
+            return
+        if name == "gphase":
+            fail(line, "modifiers of gphase are not supported: write ctrl @ gphase(a) q; as p(a) q;")
+        hint = "" if self._standard else ', and the program does not include "stdgates.inc"'
+        fail(line, f"instruction {name!r} is not supported: it is no gate that is defined here{hint}")
 
     def _modified(
         self, name: str, values: list[Any], wires: tuple[int, ...], modifiers: list[tuple[str, int]], line: int
@@ -315,26 +385,25 @@ class _Program:
             return self._defined(name, values, wires, line)
         if name == "U":
             return [Gate("U3", wires, tuple(map(angle_of, values)))]
-        if self._standard and name == "id":
+        if name == "id":
             return []
-        if self._standard and name == "u2":
+        if name == "u2":
             return [Gate("U3", wires, tuple(map(angle_of, (math.pi / 2, *values))))]
-        if self._standard and name == "cu":
+        if name == "cu":
             if len(values) != 4:
                 fail(line, f"gate cu takes 4 angles but was given {len(values)}")
             return [
                 Gate("P", wires[:1], (angle_of(values[3]),)),
                 Gate("CU3", wires, tuple(map(angle_of, values[:3]))),
             ]
-        if self._standard and name in _GATE:
-            return [Gate(_GATE[name], wires, tuple(map(angle_of, values)))]
-        hint = "" if self._standard else ', and the program does not include "stdgates.inc"'
-        return fail(line, f"instruction {name!r} is not supported: it is no gate that is defined here{hint}")
+        return [Gate(_GATE[name], wires, tuple(map(angle_of, values)))]
 
     def _defined(self, name: str, values: list[Any], wires: tuple[int, ...], line: int) -> list[Gate]:
         known = self._definitions[name]
         if name in self._open:
             fail(line, f"gate {name} is defined by itself: a gate may use those defined before it")
+        if len(self._open) == MOST_NESTED:
+            fail(line, f"gate {name} is defined through more than {MOST_NESTED} others: define it directly")
         if (len(values), len(wires)) != (len(known.parameters), len(known.qubits)):
             fail(
                 line,
@@ -342,7 +411,7 @@ class _Program:
                 f"given {len(values)} and {len(wires)}",
             )
         for gate, own in self._known.items():
-            if self._standard and known.same_as(own) and gate.lower() == name:
+            if self._standard and gate.lower() == name and known.same_as(own):
                 return [Gate(gate, wires, tuple(map(angle_of, values)))]
         constants = {key: value for key, value in self._top.values.items() if not isinstance(value, Linear)}
         at = Statements(known.body, constants | dict(zip(known.parameters, values, strict=True)))
@@ -350,6 +419,7 @@ class _Program:
         gates: list[Gate] = []
         self._open.append(name)
         while at.more:
+            self._count(at.line)
             if at.peek() in ("barrier", "gphase"):
                 at.skip_to(";")
             else:

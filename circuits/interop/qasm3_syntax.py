@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 _TOKEN = re.compile(
     r"(?P<space>\s+|//[^\n]*|/\*.*?\*/)"
-    r"|(?P<number>(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?)"
+    r"|(?P<number>0[xX][\da-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*)([eE][+-]?\d+)?)"
     r"|(?P<name>[^\W\d]\w*)"
     r'|(?P<text>"[^"]*")'
     r"|(?P<sign>\*\*|->|[-+*/@()\[\]{},;=<>!&|:$#~^%.])",
@@ -27,6 +27,12 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
         ("arctan", "atan"),
     )
 }
+
+
+# What one text may ask for: nested gates and expressions double and recurse, and a readout names every wire.
+MOST_WIRES = 1024
+MOST_CALLS = 50_000
+MOST_NESTED = 50
 
 
 class Token(NamedTuple):
@@ -81,6 +87,7 @@ class Statements:
     def __init__(self, tokens: Sequence[Token], values: Mapping[str, Any]) -> None:
         self._tokens = tokens
         self._next = 0
+        self._nested = 0
         self.values = dict(values)
 
     @property
@@ -127,10 +134,25 @@ class Statements:
 
     def expression(self) -> Any:
         """The value of an expression: a float, or a Linear where it depends on a parameter."""
+        if self.peek() in (";", ",", ")", "]", ""):
+            fail(self.line, f"expected an expression but found {self.peek() or 'the end'!r}")
         value = self._term()
         while self.peek() in ("+", "-"):
             value = value + self._term() if self.take() == "+" else value - self._term()
+        if self.peek() in ("%", "<", ">", "&", "|", "^", ":"):
+            fail(self.line, f"the operator {self.peek()!r} is not supported: use + - * / ** and single indices")
         return value
+
+    def whole(self, what: str, most: int) -> int:
+        """An expression that must be a whole number from 1 to `most`.
+
+        Raises:
+            ValueError: With the line, if it is none, and what it was to be.
+        """
+        line, number = self.line, self.expression()
+        if not isinstance(number, float) or not number.is_integer() or not 1 <= number <= most:
+            fail(line, f"{what} is {number!r}: give a whole number from 1 to {most}")
+        return int(number)
 
     def _term(self) -> Any:
         value = self._signed()
@@ -139,12 +161,16 @@ class Statements:
         return value
 
     def _signed(self) -> Any:
-        if self.accept("-"):
-            return -self._signed()
-        if self.accept("+"):
-            return self._signed()
-        base = self._atom()
-        return base ** self._signed() if self.accept("**") else base
+        self._nested += 1
+        if self._nested > MOST_NESTED:
+            fail(self.line, f"an expression has more than {MOST_NESTED} nested parts: compute some of it as a const")
+        if self.peek() in ("-", "+"):
+            value = -self._signed() if self.take() == "-" else self._signed()
+        else:
+            base = self._atom()
+            value = base ** self._signed() if self.accept("**") else base
+        self._nested -= 1
+        return value
 
     def _atom(self) -> Any:
         if self.accept("("):
@@ -153,7 +179,7 @@ class Statements:
             return value
         line, kind, text = self.line, self._tokens[self._next].kind if self.more else "", self.take()
         if kind == "number":
-            return float(text)
+            return _number(text)
         if text in self.values:
             return self.values[text]
         if text in _CONSTANTS:
@@ -163,8 +189,13 @@ class Statements:
             self.take(")")
             # A symbol knows the functions of a feature by name, and refuses the others as a float.
             own = getattr(value, text, None)
-            return _FUNCTIONS[text](value) if own is None else own()
+            return float(_FUNCTIONS[text](value)) if own is None else own()
         fail(line, f"{text!r} in an expression is not defined: declare it with `input float {text};` or `const`")
+
+
+def _number(text: str) -> float:
+    plain = text.replace("_", "")
+    return float(int(plain, 0)) if plain[:2].lower() in ("0x", "0b", "0o") else float(plain)
 
 
 def definition(at: Statements) -> Definition:
@@ -178,5 +209,7 @@ def definition(at: Statements) -> Definition:
     qubits = [at.name()]
     while at.accept(","):
         qubits.append(at.name())
+    if len({*parameters, *qubits}) < len(parameters) + len(qubits):
+        fail(at.line, f"a gate's angles and qubits {', '.join([*parameters, *qubits])} must have different names")
     at.take("{")
     return Definition(tuple(parameters), tuple(qubits), at.skip_to("}"))

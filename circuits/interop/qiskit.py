@@ -6,9 +6,9 @@ one; our wire w is its qubit w, and `reversed_bits` is the one place that turns 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from dataclasses import replace
+from functools import cache, reduce
 from operator import add, mul
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from circuits.circuit import Angle, Circuit, Gate, Source, const
-from circuits.features import Factor
+from circuits.features import Factor, Feature
 from circuits.gates import AMPLITUDE, GATES
+from circuits.interop.naming import is_feature, places, split_name
 from circuits.interop.symbols import Linear, NotAffine, angle_of, evaluated, symbol, z_of_every_wire
 from circuits.noise import AnyChannel, NoiseModel, ReadoutError
 
@@ -33,11 +34,9 @@ _QISKIT = {"P": "p", "CNOT": "cx", "U3": "u"}
 # Gates that are written as their parts.
 _PARTS = ("CRot", "CU3", "SQSWAP", "SQSWAPdg", "ISWAPdg")
 
-# Key in a QuantumCircuit's metadata for the readout, as Qiskit's Pauli labels.
-METADATA = "observables"
-
-# Parameters with these names are features unless the caller says otherwise.
-_INPUT_NAME = re.compile(r"(x|inputs?|features?)(_?\d+|\[\d+\])?")
+# Keys in a QuantumCircuit's metadata for the readout, as Qiskit's Pauli labels: what is written, and an older one.
+METADATA = "qconv_observables"
+_OLD_METADATA = "observables"
 
 
 def reversed_bits(text: str) -> str:
@@ -167,7 +166,7 @@ def _leaf_angles(angles: FloatArray) -> FloatArray:
 def to_qiskit(circuit: Circuit) -> QuantumCircuit:
     """A circuit as a Qiskit QuantumCircuit: features are its ParameterVector x, weights its ParameterVector w.
 
-    Wire w is qubit w. The readout stands in its metadata under "observables", as Qiskit's Pauli labels.
+    Wire w is qubit w. The readout stands in its metadata under "qconv_observables", as Qiskit's Pauli labels.
 
     Raises:
         ValueError: For a state preparation, whose angles are no expressions of the features, and for thresholds and
@@ -183,10 +182,21 @@ def to_qiskit(circuit: Circuit) -> QuantumCircuit:
     x, w = ParameterVector("x", circuit.n_inputs), ParameterVector("w", circuit.n_weights)
     # Lists, because a vector's own indexing knows no Ellipsis.
     inputs, weights = list(x), list(w)
-    angles = [evaluated(a, inputs, weights, _applied) for gate in circuit.gates for a in gate.angles]
+    angles = [evaluated(_distributed(a), inputs, weights, _applied) for gate in circuit.gates for a in gate.angles]
     result = build_qiskit(circuit, angles)
     result.metadata = {METADATA: [reversed_bits(text) for text in circuit.observables]}
     return result
+
+
+def _distributed(angle: Angle) -> Angle:
+    """The same angle; where factors of its terms are tiny, with each multiplied by the scale."""
+    if angle.computed is None:
+        return angle
+    terms = angle.computed.terms
+    # Qiskit takes a product with a number of about 1e-15 for the number, even if a large one multiplies it next.
+    if min(abs(number) for number in (angle.scale, *(c for c, _ in terms))) > 1e-12:
+        return angle
+    return replace(angle, scale=1.0, computed=Feature(tuple((angle.scale * c, product) for c, product in terms)))
 
 
 def _applied(factor: Factor, value: Any) -> Any:
@@ -217,7 +227,9 @@ def from_qiskit(
             default those called x, input(s) or feature(s), alone, as a vector or with a number (x, x[2], x_2, x2); if
             only `weights` is given, all others.
         weights: Its Parameters that are weights, likewise; by default all others. Parameters that are not listed take
-            the order of qc.parameters, or their index where they are one ParameterVector.
+            the number in their name as index where all of their kind are numbered alike (w[0], w[1] or w0, w1, ...),
+            as in `from_qasm3`, else the order of qc.parameters. If one of those numbered alike is listed, the others
+            are numbered anew.
         observables: Pauli strings, wire 0 first as in Circuit, or Pauli or SparsePauliOp objects, whose labels are
             Qiskit's (qubit 0 last): one or several; each term of a SparsePauliOp is an output and has coefficient 1. By
             default those in the metadata that `to_qiskit` writes, else Z of every wire.
@@ -235,7 +247,7 @@ def from_qiskit(
 
 def qiskit_inputs(qc: QuantumCircuit) -> list[Any]:
     """The Parameters that are features by their names."""
-    return [p for p in qc.parameters if _INPUT_NAME.fullmatch(p.name)]
+    return [p for p in qc.parameters if is_feature(p.name)]
 
 
 def _flat(parameters: Any) -> list[Any]:
@@ -254,19 +266,20 @@ def _roles(qc: QuantumCircuit, inputs: Any, weights: Any) -> dict[Any, tuple[Sou
         "input": None if inputs is None else _flat(inputs),
         "weight": None if weights is None else _flat(weights),
     }
-    if listed["input"] is None and listed["weight"] is None:
-        listed["input"] = _by_index(qiskit_inputs(qc))
     roles: dict[Any, tuple[Source, int]] = {}
+    if listed["input"] is None and listed["weight"] is None:
+        roles = _placed("input", qiskit_inputs(qc))
+        listed["input"] = []
     for source, parameters in listed.items():
         for index, parameter in enumerate(parameters or []):
-            if parameter is not None and parameter in roles:
+            if parameter in roles:
                 raise ValueError(f"Parameter {parameter.name!r} is listed twice: list each once")
             roles[parameter] = (source, index)
+    taken = {split_name(parameter.name)[0] for parameter in roles}
     rest = [p for p in qc.parameters if p not in roles]
     for source, parameters in listed.items():
         if parameters is None:
-            split = any(_vector(p) in map(_vector, roles) for p in rest)
-            roles |= {p: (source, index) for index, p in enumerate(rest if split else _by_index(rest))}
+            roles |= _placed(source, rest, any(split_name(p.name)[0] in taken for p in rest))
             rest = []
     if rest:
         names = ", ".join(p.name for p in rest)
@@ -274,21 +287,9 @@ def _roles(qc: QuantumCircuit, inputs: Any, weights: Any) -> dict[Any, tuple[Sou
     return roles
 
 
-def _vector(parameter: Any) -> Any:
-    """The name of a Parameter's vector, which is unique in a circuit; for a Parameter of its own, itself."""
-    # Not the vector: Qiskit makes a new object whenever an element is asked for it.
-    return parameter.vector.name if hasattr(parameter, "vector") else parameter
-
-
-def _by_index(parameters: list[Any]) -> list[Any]:
-    """Parameters at their places: elements of one ParameterVector by index, with None for those that are not used."""
-    vectors = set(map(_vector, parameters))
-    if len(vectors) != 1 or not hasattr(parameters[0], "vector"):
-        return list(parameters)
-    placed: list[Any] = [None] * (max(p.index for p in parameters) + 1)
-    for parameter in parameters:
-        placed[parameter.index] = parameter
-    return placed
+def _placed(source: Source, parameters: list[Any], dense: bool = False) -> dict[Any, tuple[Source, int]]:
+    indices = places([parameter.name for parameter in parameters], dense)
+    return {parameter: (source, index) for parameter, index in zip(parameters, indices, strict=True)}
 
 
 def _angle(value: Any, roles: dict[Any, tuple[Source, int]]) -> Angle:
@@ -315,13 +316,13 @@ _NODES: dict[str, Callable[[Any, Any], Any]] = {"Add": add, "Mul": mul, "Pow": p
 def _computed(value: Any, roles: dict[Any, tuple[Source, int]]) -> Angle:
     """An expression that is not affine in one Parameter: evaluated on symbols, which keep products of features."""
     names = ", ".join(sorted(p.name for p in value.parameters))
-    if any(roles[parameter][0] == "weight" for parameter in value.parameters):
-        kind = "is not affine in" if len(value.parameters) == 1 else "depends on the Parameters"
-        raise NotAffine(f"{value} {kind} {names}: an angle takes one weight, or products of features")
     by_name = {parameter.name: symbol(*roles[parameter]) for parameter in value.parameters}
     try:
         return angle_of(_evaluated(value.sympify(), by_name))
     except NotAffine as error:
+        if any(roles[parameter][0] == "weight" for parameter in value.parameters):
+            kind = "is not affine in" if len(value.parameters) == 1 else "depends on the Parameters"
+            raise NotAffine(f"{value} {kind} {names}: an angle takes one weight, or products of features") from error
         raise NotAffine(f"{value} is no sum of products of {names}: {error}") from error
 
 
@@ -352,6 +353,16 @@ _GATE = {name.lower(): name for name in GATES if name not in (AMPLITUDE, *_PARTS
 _IGNORED = ("barrier", "id", "delay", "global_phase")
 
 
+@cache
+def _own_classes() -> dict[str, type]:
+    """Classes of Qiskit's own instructions: another instruction may have any name."""
+    from qiskit.circuit import Barrier
+    from qiskit.circuit.library import get_standard_gate_name_mapping
+
+    standard = {name: operation.base_class for name, operation in get_standard_gate_name_mapping().items()}
+    return standard | {"barrier": Barrier}
+
+
 class _Reader:
     """Collects gates and remembers which wires were used and measured."""
 
@@ -367,7 +378,8 @@ class _Reader:
             self._instruction(item.operation, on, place)
 
     def _instruction(self, operation: Any, on: tuple[int, ...], place: str) -> None:
-        name = operation.name
+        own = getattr(operation, "base_class", type(operation)) is _own_classes().get(operation.name)
+        name = operation.name if own else ""
         if name in _IGNORED:
             return
         if name == "measure":
@@ -387,8 +399,11 @@ class _Reader:
                 *angles, phase = (_angle(v, self._roles) for v in operation.params)
                 self.gates += [Gate("P", on[:1], (phase,)), Gate("CU3", on, tuple(angles))]
                 return
-        except NotAffine as error:
+        # Qiskit raises RuntimeError where it knows no derivative.
+        except (NotAffine, ArithmeticError, RuntimeError, TypeError) as error:
             raise ValueError(f"{place} has an angle that cannot be read: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{place} cannot be read: {error}") from error
         definition = getattr(operation, "definition", None)
         if definition is None:
             raise ValueError(f"{place} is no gate of qconv and has no definition to decompose it: use other gates")
@@ -399,8 +414,17 @@ def _observables(qc: QuantumCircuit, observables: Any) -> tuple[str, ...]:
     from qiskit.quantum_info import Pauli, SparsePauliOp
 
     if observables is None:
-        if METADATA in (qc.metadata or {}):
-            return tuple(reversed_bits(label) for label in qc.metadata[METADATA])
+        metadata = qc.metadata or {}
+        if METADATA in metadata:
+            if not _are_labels(metadata[METADATA], qc.num_qubits):
+                raise ValueError(
+                    f"metadata[{METADATA!r}] is {metadata[METADATA]!r}: it must be a list of Pauli labels of "
+                    f"{qc.num_qubits} letters, or give observables=..."
+                )
+            return tuple(map(reversed_bits, metadata[METADATA]))
+        # The older key is a common word, so others write it for things of their own.
+        if _are_labels(metadata.get(_OLD_METADATA), qc.num_qubits):
+            return tuple(map(reversed_bits, metadata[_OLD_METADATA]))
         return z_of_every_wire(qc.num_qubits)
     if isinstance(observables, (str, Pauli, SparsePauliOp)):
         observables = [observables]
@@ -416,3 +440,11 @@ def _observables(qc: QuantumCircuit, observables: Any) -> tuple[str, ...]:
                 raise ValueError(f"observable {label} has coefficient {coefficient}: each output is one Pauli string")
             texts.append(reversed_bits(label))
     return tuple(texts)
+
+
+def _are_labels(value: Any, n_qubits: int) -> bool:
+    """Whether a value is a list of Pauli strings on so many qubits, as observables of a circuit are."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(label, str) and len(label) == n_qubits and not set(label) - set("IXYZ") and set(label) != {"I"}
+        for label in value
+    )

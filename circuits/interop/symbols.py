@@ -17,6 +17,10 @@ from circuits.features import Factor, Product
 # A product of features and functions of them, or the index of a weight.
 Key = Product | int
 
+# A short power of a sum has exponentially many terms, so these bound what an expression may grow to.
+_MOST_FACTORS = 64
+_MOST_TERMS = 4096
+
 
 class NotAffine(ValueError):
     """An angle that is neither scale * weight + offset nor a sum of products of features."""
@@ -28,7 +32,13 @@ def name_of(key: Key) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A plain number, also as an array or tensor of no dimensions; None for anything else."""
+    """A plain real number, also as an array or tensor of no dimensions; None for anything else.
+
+    Raises:
+        NotAffine: For a complex number, of which an angle is no multiple.
+    """
+    if isinstance(value, complex):
+        raise NotAffine(f"{value} is no real number: write the exponential of a Pauli word as a Pauli rotation")
     if isinstance(value, Real):
         return float(value)
     if getattr(value, "shape", None) == () and not isinstance(getattr(value, "item", lambda: None)(), Linear):
@@ -79,11 +89,15 @@ class Linear:
     __rmul__ = __mul__
 
     def _product(self, other: Linear) -> Linear:
+        if len(self.terms) * len(other.terms) > _MOST_TERMS:
+            raise NotAffine(f"a product of {len(self.terms)} and {len(other.terms)} terms exceeds {_MOST_TERMS} terms")
         result = Linear({}, self.offset * other.offset) + _scaled(self, other.offset) + _scaled(other, self.offset)
         for one, scale in self.terms.items():
             for two, factor in other.terms.items():
                 if isinstance(one, int) or isinstance(two, int):
                     raise NotAffine(f"({self!r}) * ({other!r}) is a product with a weight")
+                if len(one) + len(two) > _MOST_FACTORS:
+                    raise NotAffine(f"a product of {len(one) + len(two)} features exceeds {_MOST_FACTORS}")
                 result = result + Linear({tuple(sorted(one + two)): scale * factor})
         return result
 
@@ -117,8 +131,8 @@ class Linear:
 
     def __pow__(self, power: Any) -> Linear:
         whole = _number(power)
-        if whole is None or not whole.is_integer() or whole < 1:
-            raise NotAffine(f"({self!r}) ** {power} is no product of features")
+        if whole is None or not whole.is_integer() or not 1 <= whole <= _MOST_FACTORS:
+            raise NotAffine(f"({self!r}) ** {power} is no product of features, at most {_MOST_FACTORS} of them")
         return reduce(mul, [self] * int(whole))
 
     def applied(self, function: str, *parameters: float) -> Linear:
@@ -158,7 +172,9 @@ class Linear:
     # NumPy calls these on the elements of an array of objects.
     sin = cos = tan = arctan = arctan2 = sinh = cosh = tanh = exp = log = sqrt = _refuse
     __float__ = __int__ = __bool__ = __abs__ = __mod__ = __rpow__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
+    # It is itself and equal to nothing, so it can be a key but not be compared.
+    __hash__ = object.__hash__
 
     def angle(self) -> Angle:
         """The number as the angle of a gate.
