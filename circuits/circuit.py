@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -22,11 +23,20 @@ Source = Literal["input", "weight", "const"]
 
 
 def _whole(name: str, value: object) -> int:
-    """A whole number as an int; numpy's are welcome, floats and texts are not."""
+    """A whole number as an int; numpy's are welcome, floats, texts and truth values are not."""
+    if isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give a whole number")
     try:
         return index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{name} is {value!r}: give a whole number") from None
+
+
+def _number(name: str, value: object) -> float:
+    """A real number as a float; numpy's are welcome, arrays, texts and truth values are not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}: give a real number")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Angle:
         if self.source not in get_args(Source):
             raise unknown("angle source", self.source, get_args(Source))
         object.__setattr__(self, "index", _whole("angle index", self.index))
+        object.__setattr__(self, "scale", _number("angle scale", self.scale))
+        # Added to 0, a negative 0 is 0: equal angles have equal texts.
+        object.__setattr__(self, "offset", _number("angle offset", self.offset) + 0.0)
         if self.source == "const" and self.scale != 1:
             raise ValueError(f"constant angle has scale {self.scale}: its value is the offset alone, so give scale 1")
         if self.index < 0 or (self.source == "const" and self.index != 0):
@@ -229,7 +242,10 @@ class Circuit:
 
     def __post_init__(self) -> None:
         # Lists are welcome; what is stored is hashable.
+        object.__setattr__(self, "n_wires", _whole("number of wires", self.n_wires))
         object.__setattr__(self, "gates", tuple(self.gates))
+        if isinstance(self.observables, str):
+            raise ValueError(f"observables are the text {self.observables!r}: give a tuple, ({self.observables!r},)")
         object.__setattr__(self, "observables", tuple(self.observables))
         if self.n_wires < 1:
             raise ValueError(f"circuit has {self.n_wires} wires: it needs at least 1")

@@ -131,6 +131,8 @@ def _frqi(n_features: int, n_wires: int) -> Circuit:
 
 def _neqr(n_features: int, n_wires: int, *, bits: int = 4) -> Circuit:
     """Option bits: of a gray value, 2^bits levels."""
+    if bits < 1:
+        raise ValueError(f"bits is {bits}: a gray value has at least 1")
     address = list(range(bits, bits + _bits_of(n_features)))
     gates = [Gate("H", (wire,)) for wire in address]
     for wire in range(bits):
@@ -279,7 +281,8 @@ def encode(name: str, n_features: int, n_wires: int | None = None, **options: ob
         raise ValueError(f"encoding {name!r} was given {n_features} features: it needs at least 1")
     if encoding.powers and n_features & (n_features - 1):
         raise ValueError(
-            f"encoding {name!r} was given {n_features} features: it takes 2^k x 2^k images, so give a power of 2"
+            f"encoding {name!r} was given {n_features} features: it takes images of 2^k by 2^l pixels, so give a power "
+            "of 2"
         )
     sizing = {key: value for key, value in options.items() if key == "bits"}
     needed = encoding.wires(n_features, **sizing)

@@ -60,7 +60,9 @@ def kernel(
         reupload: Whether the encoding is repeated before each of the `depth` layers, each the ansatz of depth 1 with
             weights of its own (Pérez-Salinas et al., arXiv:1907.02085); else it stands once, before an ansatz of
             `depth` layers. A layer that starts and ends with rotations then has both.
-        entangle: False for the kernel's control: the same ansatz without gates on several wires and their weights.
+        entangle: False for the kernel's control: the same ansatz without gates on several wires and their weights (see
+            `circuits.without_entanglement`). The encoding stays as it is: "iqp", "zz", "frqi", "neqr" and "amplitude"
+            entangle the wires themselves, so a control without any entanglement wants another encoding.
         options: What the ansatz takes besides, such as ranges=(1, 2) of "strongly_entangling"; see
             `circuits.ansatz_options`.
 

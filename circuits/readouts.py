@@ -60,8 +60,9 @@ def find_readout(readout: str | Sequence[str], wires: int) -> Readout:
         readout: "z": <Z> of every wire. "z0", "z1", ...: of that wire. "zz": <Z Z> of every pair of wires. "paulis1",
             "paulis2", ...: all Pauli strings on at most so many wires, by weight, wires and letters. "probabilities":
             of the 2^n bit strings, wire 0 the most significant bit, in [0, 1]. "ones": the expected number of ones, in
-            [0, n]. "most_likely_ones": the number of ones in the most likely bit string (of several the first), in
-            {0 .. n}: it has no gradient. Or one Pauli string, or a list of them, each with one letter a wire.
+            [0, n]. "most_likely_ones": the number of ones in the most likely bit string (of several that are equally
+            likely but for rounding the first), in {0 .. n}: it has no gradient. Or one Pauli string, or a list of them,
+            each with one letter a wire.
         wires: Number of qubits.
 
     Raises:

@@ -14,9 +14,13 @@ smaldone_pco   a + r k             as smaldone_co, and couplings  1, about 2 C /
 
 "reupload" encodes one channel after another on the same wires, each followed by the ansatz with weights of its own.
 "smaldone_co" (channel overwrite) undoes each channel's unitary once an ancilla has taken it in; "smaldone_pco" reads r
-registers at once into a ancillas. Both take kernel "smaldone_u1" or "smaldone_u2", encode by RX(pi x), have no depth,
-and read X of the first ancilla by default, which their authors turn into arccos(<X>) / pi (here that is left to the
-network). The authors' "weighted expectation value" is a layer with groups = in_channels before a 1 x 1 convolution.
+registers at once into a ancillas, and couples registers unless couple=False. Both take kernel "smaldone_u1" or
+"smaldone_u2", encode by RX(pi x), have no depth, and read X of the first ancilla where readout is "z", the default,
+which their authors turn into arccos(<X>) / pi (here that is left to the network); for Z of wires list Pauli strings.
+Without gates on several wires their ancilla would see nothing, so they have no control. The authors' "weighted
+expectation value" is one circuit a channel before a weighted sum:
+
+    nn.Sequential(QuantumConv2d(3, 3, 2, groups=3, kernel="smaldone_u1", readout="z0"), nn.Conv2d(3, 1, 1))
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from circuits.readouts import Readout, find_readout
 
 SMALDONE = ("smaldone_co", "smaldone_pco")
 CHANNELS = ("joint", "separate", "reupload", *SMALDONE)
+DEPTH = 2  # layers where none are asked for
 _UNITARIES = {"smaldone_u1": "u1", "smaldone_u2": "u2"}
 
 
@@ -55,11 +60,12 @@ def channels_kernel(
         channels: Channels of a group.
         pixels: Pixels of a channel's patch.
         name: A named kernel.
-        depth: As of `kernel`.
+        depth: As of `kernel`; 1 or the default DEPTH where there is none.
         encoding: As of `kernel`; with "reupload" of one channel.
-        readout: As of `find_readout`.
+        readout: As of `find_readout`; of SMALDONE "z" stands for X of the first ancilla.
         seed: As of `kernel`.
-        options: Those of `kernel` and of the ansatz; for "smaldone_pco" registers (2) and ancillas (1).
+        options: Those of `kernel` and of the ansatz; for "smaldone_pco" registers (2), ancillas (1)
+            and couple (True).
 
     Returns:
         Inputs ordered (channel, pixel): those of all channels, or of one with "separate".
@@ -70,7 +76,7 @@ def channels_kernel(
     if scheme not in CHANNELS:
         raise unknown("channels", scheme, CHANNELS)
     if scheme in SMALDONE:
-        return _smaldone(scheme, channels, pixels, name, encoding, readout, options)
+        return _smaldone(scheme, channels, pixels, name, depth, encoding, readout, options)
     features = pixels if scheme != "joint" else channels * pixels
     wires = encoding.n_wires if isinstance(encoding, Circuit) else find_encoding(encoding).wires(features)
     if scheme != "reupload":
@@ -92,6 +98,7 @@ def _smaldone(
     channels: int,
     pixels: int,
     name: str,
+    depth: int,
     encoding: str | Circuit,
     readout: str | Sequence[str],
     options: dict[str, Any],
@@ -102,10 +109,20 @@ def _smaldone(
             f"channels={scheme!r} was given kernel {name!r} and encoding {what!r}: it takes kernel 'smaldone_u1' or "
             "'smaldone_u2' and encodes by RX(pi x) itself"
         )
-    known = {"registers": 2, "ancillas": 1} if scheme == "smaldone_pco" else {}
+    if depth not in (1, DEPTH):
+        raise ValueError(
+            f"channels={scheme!r} was given depth {depth}: its circuit has no layers to repeat, so leave it"
+        )
+    if options.get("entangle", True) is not True:
+        raise ValueError(
+            f"channels={scheme!r} was given entangle={options['entangle']!r}: its ancilla sees the channels through "
+            "entangling gates alone; for a control take channels='joint', 'separate' or 'reupload' with entangle=False"
+        )
+    known: dict[str, Any] = {"registers": 2, "ancillas": 1, "couple": True} if scheme == "smaldone_pco" else {}
+    options = {option: value for option, value in options.items() if option != "entangle"}
     for option in options:
         if option not in known:
-            raise unknown(f"option of channels={scheme!r}", option, known)
+            raise unknown(f"option of channels={scheme!r}", option, ["entangle", *known])
     circuit = channel_overwrite(channels, pixels, unitary=_UNITARIES[name], **(known | options))
     if readout == "z":
         return circuit, Readout(circuit.observables, len(circuit.observables))

@@ -1,19 +1,26 @@
-"""Named kernels beside PennyLane and Qiskit: their unitaries there, and the peers' own circuits of those names."""
+"""Named kernels beside PennyLane and Qiskit: their unitaries there, and the peers' own circuits of those names.
+
+That a translated circuit has the same unitary tests the gates and the translation; that a peer's own template has it
+tests the kernel.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from circuits.ansatze.library import ANSATZE, ansatz
 from circuits.ansatze.trees import BLOCKS
 from circuits.circuit import Circuit, Gate
+from circuits.encodings import encode
+from qconv.backends.computed import with_plain_features
 
 Matrix = NDArray[np.complex128]
 Weights = NDArray[np.float64]
@@ -28,7 +35,7 @@ class Check:
     """A kernel beside a peer.
 
     Args:
-        name: The kernel.
+        name: The kernel; or "encoding ..." for one that peers have.
         peer: Package that computed the other unitary.
         what: What was compared: the circuit translated for the peer, or the name of the peer's own version of it.
         deviation: Largest difference of two entries of the unitaries, their global phase taken out.
@@ -97,15 +104,22 @@ def check_kernels(wires: int = WIRES, depth: int = DEPTH, seed: int = 0) -> Iter
         for peer, label, make in own.get(name, ()):
             if find_spec(peer):
                 yield Check(name, peer, label, deviation(ours, make(wires, depth, seed, weights)))
+    for name, (peer, label, make) in _peers_encodings().items():
+        if find_spec(peer):
+            features = rng.uniform(-1, 1, wires)
+            ours = _encoding_matrix(encode(name, wires), features)
+            yield Check(f"encoding {name}", peer, label, deviation(ours, make(wires, depth, seed, features)))
 
 
 def summary(checks: list[Check]) -> str:
     """One sentence on all checks."""
     failed = [f"{check.name} ({check.peer})" for check in checks if not check.passed]
-    peers = Counter(check.peer for check in checks)
     if not checks:
         return "Nothing was compared: neither PennyLane nor Qiskit is installed."
-    said = ", ".join(f"{n} with {peer}" for peer, n in peers.items())
+    translated = Counter(check.peer for check in checks if check.what == TRANSLATED)
+    own = Counter(check.peer for check in checks if check.what != TRANSLATED)
+    said = ", ".join(f"{n} translated for {peer}" for peer, n in translated.items())
+    said += "".join(f", {n} with {peer}'s own templates" for peer, n in own.items())
     worst = max(check.deviation for check in checks)
     verdict = f"all agree, largest deviation {worst:.1e}" if not failed else f"these differ: {', '.join(failed)}"
     return f"{len(checks)} comparisons of unitaries ({said}): {verdict}."
@@ -116,6 +130,19 @@ def _values(gate: Gate, weights: Weights) -> list[float]:
         angle.offset if angle.source == "const" else angle.scale * float(weights[angle.index]) + angle.offset
         for angle in gate.angles
     ]
+
+
+def _encoding_matrix(circuit: Circuit, features: Weights) -> Matrix:
+    """The unitary of an encoding at given features."""
+    plain, preparation = with_plain_features(circuit)
+    inputs = torch.from_numpy(features)[None]
+    values = inputs if preparation is None else preparation(inputs)
+    # What reads an input reads a weight of that value.
+    gates = (
+        replace(gate, angles=tuple(replace(a, source="weight") if a.source == "input" else a for a in gate.angles))
+        for gate in plain.gates
+    )
+    return unitary_of(Circuit(circuit.n_wires, tuple(gates)), values[0].numpy())
 
 
 def _all_values(circuit: Circuit, weights: Weights) -> list[float]:
@@ -196,6 +223,12 @@ def _peers_own(wires: int) -> dict[str, tuple[Own, ...]]:
 
         return "qiskit", function, make
 
+    def n_local(wires: int, depth: int, seed: int, weights: Weights) -> Matrix:
+        from qiskit.circuit import library
+
+        circuit = library.n_local(wires, ["rz", "rx", "rz"], "cz", "linear", reps=depth)
+        return _qiskit_matrix(circuit.assign_parameters(weights))
+
     return {
         "strongly_entangling": (
             pennylane("StronglyEntanglingLayers", lambda n, d, s, w: {"weights": w.reshape(d, n, 3)}),
@@ -213,6 +246,23 @@ def _peers_own(wires: int) -> dict[str, tuple[Own, ...]]:
         # PennyLane's tree takes powers of two alone.
         "ttn": (network("TTN"),) if wires.bit_count() == 1 else (),
         "mps": (network("MPS"),),
+        "hardware_efficient": (("qiskit", "n_local", n_local),),
         "real_amplitudes": (qiskit("real_amplitudes"),),
         "efficient_su2": (qiskit("efficient_su2"),),
     }
+
+
+def _peers_encodings() -> dict[str, Own]:
+    """Encodings that peers have in their libraries."""
+
+    def zz(wires: int, depth: int, seed: int, features: Weights) -> Matrix:
+        from qiskit.circuit import library
+
+        return _qiskit_matrix(library.zz_feature_map(wires).assign_parameters(features))
+
+    def iqp(wires: int, depth: int, seed: int, features: Weights) -> Matrix:
+        import pennylane as qml
+
+        return _pennylane_matrix(lambda: qml.IQPEmbedding(features, wires=range(wires)), wires)
+
+    return {"zz": ("qiskit", "zz_feature_map", zz), "iqp": ("pennylane", "IQPEmbedding", iqp)}

@@ -21,6 +21,7 @@ from qconv.backends.auto import TYPICAL, AutoBackend, AutoCompiled
 from qconv.backends.computed import with_plain_features
 from qconv.backends.costs import Call
 from qconv.backends.loading import as_backend
+from qconv.backends.matrix_products import Truncation, truncation_of
 from qconv.backends.protocol import (
     DEVICE_SHOTS,
     Backend,
@@ -30,7 +31,7 @@ from qconv.backends.protocol import (
     check_options,
     circuit_sizes,
 )
-from qconv.channels import CHANNELS, channels_kernel
+from qconv.channels import CHANNELS, DEPTH, channels_kernel
 from qconv.energy.devices import DEVICES, Cost, Device
 from qconv.fourier_conv import FourierConv2d as FourierConv2d
 from qconv.gradients import METHODS, FromEvaluations, compile_differentiable, executions
@@ -64,7 +65,7 @@ class QuantumConv2d(PatchConv2d):
         kernel: A name of `circuits.kernel_names()`; or a Circuit, a PennyLane function f(inputs, weights), QNode or
             tape, a Qiskit QuantumCircuit or an OpenQASM 3 text, read by `circuits.as_circuit`, which says how features
             and weights are told apart.
-        depth: Layers of a named kernel.
+        depth: Layers of a named kernel; a kernel of one's own takes none.
         encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel: a name of
             `circuits.encoding_names()` ("angle" is RY(pi x)), or a Circuit from `circuits.encode` with options.
         readout: What outputs are: "z" for <Z> of every wire, another of `circuits.find_readout` ("probabilities",
@@ -79,9 +80,9 @@ class QuantumConv2d(PatchConv2d):
         seed: Draws the structure of kernel "random" (None draws that of seed 0) and makes shots repeatable.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
-        options: Of a named kernel: entangle=False for its control, reupload=True to repeat the encoding before each
-            layer, and those of `circuits.ansatz_options` (see `circuits.kernel`); of channels="smaldone_pco" registers
-            and ancillas.
+        options: Of a named kernel: entangle=False for its control (an encoding that entangles stays), reupload=True to
+            repeat the encoding before each layer, and those of `circuits.ansatz_options` (see `circuits.kernel`); of
+            channels="smaldone_pco" registers, ancillas and couple.
 
     Attributes:
         weight: (filters, n_weights), the one trainable parameter besides bias, the same on every backend. Angles in
@@ -91,6 +92,12 @@ class QuantumConv2d(PatchConv2d):
 
     Raises:
         ValueError: For arguments that do not fit each other, unknown names, or what the backend cannot run.
+
+    All filters share one circuit. Henderson et al. draw a random circuit for each of theirs, which is a layer for each
+    seed and their outputs side by side:
+
+        layers = [QuantumConv2d(1, 1, 3, kernel="henderson", readout="ones", seed=k) for k in range(8)]
+        torch.cat([layer(images) for layer in layers], dim=1)
 
     Source: Henderson et al., Quanvolutional neural networks (arXiv:1904.04767), made trainable.
     """
@@ -108,7 +115,7 @@ class QuantumConv2d(PatchConv2d):
         padding_mode: str = "zeros",
         *,
         kernel: Any = "heisenberg",
-        depth: int = 2,
+        depth: int = DEPTH,
         encoding: str | Circuit = "angle",
         readout: str | Sequence[str] = "z",
         channels: str = "joint",
@@ -129,7 +136,7 @@ class QuantumConv2d(PatchConv2d):
         self._runs = in_channels if channels == "separate" else groups
         self._plain, self._preparation = with_plain_features(self.circuit)
         named = isinstance(kernel, str) and kernel in ANSATZE
-        self._initial = ANSATZE[kernel].initial if named else "near_identity"
+        self._initial = ANSATZE[kernel].initial if named else "own"
         self.noise, self.seed = noise, seed
         self._asked = as_backend(backend)
         # Compiled now, so that what a backend cannot run is said here and not in the first training step.
@@ -163,6 +170,11 @@ class QuantumConv2d(PatchConv2d):
                 raise ValueError(
                     f"channels={self.channels!r} and the options {sorted(options)} were given with a kernel of your "
                     "own: they build named kernels, so use channels 'joint' or 'separate' and no options"
+                )
+            if depth not in (1, DEPTH) or encoding != "angle":
+                raise ValueError(
+                    f"depth {depth} and encoding {encoding if isinstance(encoding, str) else 'a Circuit'!r} were given "
+                    "with a kernel of your own, which brings its layers and its encoding: leave both out"
                 )
             circuit = as_circuit(kernel, features)
             found = Readout(circuit.observables, len(circuit.observables))
@@ -227,6 +239,14 @@ class QuantumConv2d(PatchConv2d):
             return f"{typical} (a typical call: there was none yet)"
         return self._reason
 
+    @property
+    def truncation_error(self) -> Truncation | None:
+        """What the last evaluation on a matrix product state lost; None on backends that truncate nothing.
+
+        The shifted circuits of a backward pass are evaluations too. See load_backend("tensor_network", max_bond=...).
+        """
+        return truncation_of(self._compile())
+
     def _way(self, images: Tensor) -> Compiled:
         """How padded or unpadded images of this shape are evaluated."""
         compiled = self._compile()
@@ -251,21 +271,20 @@ class QuantumConv2d(PatchConv2d):
         """Draw new weights from torch's global generator.
 
         Rotations start from N(0, 0.1) and gates on two wires at 0, so that a kernel with trainable entanglers starts as
-        a product kernel and learns how much entanglement it wants; "random" draws all angles from [0, 2 pi).
+        a product kernel and learns how much entanglement it wants. Named kernels that would stay there draw all angles
+        from [0, 2 pi), such as "random". In a kernel of one's own, which may stay there too, gates on two wires start
+        from N(0, 0.1) as well, and where they alone have weights, these are drawn from [0, 2 pi).
         """
+        reads = ((gate, angle) for gate in self.circuit.gates for angle in gate.angles if angle.source == "weight")
+        entangling = {angle.index for gate, angle in reads if len(gate.wires) > 1}
+        own = self._initial == "own"
         with torch.no_grad():
-            if self._initial == "uniform":
+            if self._initial == "uniform" or (own and len(entangling) == self.circuit.n_weights):
                 self.weight.uniform_(0, 2 * pi)
             else:
                 self.weight.normal_(0, 0.1)
-                entangling = {
-                    angle.index
-                    for gate in self.circuit.gates
-                    if len(gate.wires) > 1
-                    for angle in gate.angles
-                    if angle.source == "weight"
-                }
-                self.weight[:, sorted(entangling)] = 0
+                if not own:
+                    self.weight[:, sorted(entangling)] = 0
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -302,7 +321,7 @@ class QuantumConv2d(PatchConv2d):
         batch, _, height, width = values.shape
         filters = len(self.weight) // self._runs
         values = values.reshape(batch * self._runs * filters, -1, height, width)
-        made = read_out(self.readout, values).reshape(
+        made = read_out(self.readout, values, shots=self.shots).reshape(
             batch, self.groups, -1, filters, self.readout.outputs, height, width
         )
         summed = made.sum(2).flatten(2, 3)[:, :, : self.out_channels // self.groups]

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from circuits.readouts import Readout
 
+# Probabilities that differ by less are equal but for rounding.
+_TIES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-def read_out(readout: Readout, values: Tensor, *, only_first: bool = False) -> Tensor:
+
+def read_out(readout: Readout, values: Tensor, *, only_first: bool = False, shots: int | None = None) -> Tensor:
     """Outputs of a readout.
 
     Args:
         readout: Which.
         values: Expectation values (N, n_obs, ...).
         only_first: Whether the affine map's constant belongs to index 0 of axis 2 alone, as for coefficients of waves.
+        shots: Samples that the values are means of; None for exact ones.
 
     Returns:
         (N, outputs, ...). Affine in the values, or, of "most_likely", without gradient.
@@ -34,7 +38,10 @@ def read_out(readout: Readout, values: Tensor, *, only_first: bool = False) -> T
     made = made + shift
     if readout.kind != "most_likely":
         return made
-    likely = made.detach().argmax(1, keepdim=True)
+    # Of strings equally likely each backend's rounding would choose another; counts that differ by one are no tie.
+    tie = min(_TIES.get(made.dtype, 1e-5), 0.5 / shots if shots else 1)
+    made = made.detach()
+    likely = (made >= made.amax(1, keepdim=True) - tie).int().argmax(1, keepdim=True)
     counted = torch.tensor([float(k.bit_count()) for k in range(len(constant))]).to(values)
     # argmax would turn NaN into some count.
     return counted[likely].masked_fill(values.detach().isnan().any(1, keepdim=True), torch.nan)

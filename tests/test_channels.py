@@ -114,6 +114,15 @@ class TestSmaldone:
         other = layer_of("smaldone_pco", 6, 1, 1, registers=3, ancillas=3)
         assert other.circuit == channel_overwrite(6, 1, registers=3, ancillas=3)
 
+    def test_what_changes_nothing_is_taken(self):
+        assert layer_of("smaldone_co", 2, 1, (1, 2), entangle=True).circuit == channel_overwrite(2, 2)
+        apart = layer_of("smaldone_pco", 2, 1, (1, 2), couple=False)
+        assert apart.circuit == channel_overwrite(2, 2, registers=2, couple=False)
+
+    def test_weighted_expectation_values_are_a_layer_a_channel(self):
+        net = nn.Sequential(QuantumConv2d(3, 3, 2, groups=3, kernel="smaldone_u1", readout="z0"), nn.Conv2d(3, 1, 1))
+        assert net(images(2, 3, 4, 4).float()).shape == (2, 1, 3, 3)
+
     def test_another_readout_is_of_all_wires(self):
         layer = layer_of("smaldone_co", 2, 4, (1, 2), readout="ones")
         assert layer(images(1, 2, 2, 3)).shape == (1, 4, 2, 2)
@@ -125,6 +134,8 @@ class TestSmaldone:
             ({"kernel": "heisenberg"}, "it takes kernel 'smaldone_u1'"),
             ({"encoding": "zz"}, "encodes by RX"),
             ({"registers": 2}, "unknown option of channels='smaldone_co'"),
+            ({"depth": 7}, "was given depth 7: its circuit has no layers"),
+            ({"entangle": False}, "for a control take channels='joint'"),
         ],
     )
     def test_errors_say_what_to_do(self, options, says):
@@ -203,6 +214,8 @@ class TestOptions:
                 r"\['entangle'\] were given with a kernel of your own",
             ),
             ({"kernel": kernel("product", 4), "channels": "reupload"}, "they build named kernels"),
+            ({"kernel": kernel("product", 4), "depth": 9}, "depth 9 and encoding 'angle' were given with a kernel"),
+            ({"kernel": kernel("product", 4), "encoding": "zz"}, "depth 2 and encoding 'zz' were given"),
             ({"channels": "seperate"}, "did you mean 'separate'"),
         ],
     )

@@ -165,6 +165,17 @@ def test_heisenberg_gate_list():
     assert k.observables == ("ZII", "IZI", "IIZ")
 
 
+def test_a_negative_zero_is_zero():
+    assert const(0.0) == const(-0.0)
+    assert const(0.0).text() == const(-0.0).text() == const(1.0).times(-0.0).text()
+
+
+def test_numbers_of_numpys_are_stored_as_pythons():
+    angle = Angle("weight", np.int64(1), np.float32(2.0), np.int32(3))
+    assert (type(angle.index), type(angle.scale), type(angle.offset)) == (int, float, float)
+    assert angle == Angle("weight", 1, 2.0, 3.0)
+
+
 @pytest.mark.parametrize(("wires", "pairs"), [(1, 0), (2, 1), (3, 3), (4, 4)])
 def test_ring_has_no_pair_twice(wires, pairs):
     k = kernel("heisenberg", wires, depth=1)
@@ -264,6 +275,15 @@ def test_drawing_has_one_line_a_wire_and_all_lines_fit(data, n):
         (lambda: Gate("X", "0"), "wire is '0'"),
         (lambda: Gate("RX", (0,), (0.3,)), "each must be a circuits.Angle"),
         (lambda: Circuit(0), "0 wires"),
+        (lambda: Circuit(2.5), "number of wires is 2.5"),
+        (lambda: Circuit(True), "number of wires is True"),
+        (lambda: Circuit("3"), "number of wires is '3'"),
+        (lambda: Circuit(1, (), "XZ"), "observables are the text 'XZ'"),
+        (lambda: Angle("weight", True), "angle index is True"),
+        (lambda: Angle("weight", 0, np.array(2.0)), "angle scale is array(2.)"),
+        (lambda: Angle("weight", 0, "2"), "angle scale is '2'"),
+        (lambda: Angle("weight", 0, 1.0, None), "angle offset is None"),
+        (lambda: encode("neqr", 2, bits=0), "bits is 0"),
         (lambda: Circuit(2, (Gate("X", (2,)),)), "gate 0 (X) acts on wires (2,) but the circuit has wires 0 to 1"),
         (lambda: Circuit(2, (), ("ZZZ",)), "does not fit 2 wires"),
         (lambda: Circuit(2, (), ("II",)), "not all I"),

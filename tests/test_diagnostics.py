@@ -11,16 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from circuits import Angle, Circuit, Gate, kernel
+from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from circuits.ansatze import ansatz
 from qconv import QuantumConv2d, simulate
 from qconv.diagnostics import (
     barren_plateau,
+    effective_dimension,
     entangling_capability,
     expressibility,
     fidelities,
     fourier_spectrum,
+    gaussian_kernel,
     gradient_variance,
+    kernel_matrix,
     meyer_wallach,
     states,
 )
@@ -42,6 +45,9 @@ def one_wire(*names):
 # The idle circuit and circuits A and B by which Sim, Johnson & Aspuru-Guzik explain expressibility.
 IDLE, A, B = one_wire("H"), one_wire("H", "RZ"), one_wire("H", "RZ", "RX")
 BINS = np.arange(76) / 75
+NOISY = QuantumConv2d(
+    1, 4, (1, 2), kernel="sim3", depth=1, noise=NoiseModel((("RX", Channel("depolarizing", 0.3)),)), dtype=torch.float64
+)
 
 
 # ---- states
@@ -105,6 +111,21 @@ def test_patches_of_a_layer_are_those_it_sees():
         (lambda: fourier_spectrum(kernel("product", 2, encoding="amplitude")), "amplitudes"),
         (lambda: fourier_spectrum(kernel("product", 11)), "177147 frequencies"),
         (lambda: fourier_spectrum(kernel("product", 2), torch.zeros(6)), r"weights have shape \(6,\)"),
+        (lambda: expressibility(A, pairs=20.5), "pairs is 20.5: give a whole number"),
+        (lambda: expressibility(A, level=1.5), "level is 1.5: give a probability"),
+        (lambda: entangling_capability(A, level=0), "level is 0: give a probability"),
+        (lambda: gradient_variance(A, level=-1), "level is -1: give a probability"),
+        (lambda: effective_dimension(A, level=1.5), "level is 1.5: give a probability"),
+        (lambda: effective_dimension(A, period=-1), "period is -1: give a finite number above 0"),
+        (lambda: entangling_capability(A, period=-1), "period is -1: give a finite number above 0"),
+        (lambda: fourier_spectrum(kernel("product", 2), period=0), "period is 0: give a finite number above 0"),
+        (lambda: gaussian_kernel(torch.ones(3, 2)), r"data of shape \(3, 2\) have the variance 0"),
+        (lambda: gaussian_kernel(torch.rand(3, 2), -1), "gamma is -1: give a finite number above 0"),
+        (lambda: kernel_matrix(A, torch.zeros(1, 0), gamma=-1.0, kind="projected"), "gamma is -1.0"),
+        (lambda: entangling_capability(NOISY), "layer has noise"),
+        (lambda: gradient_variance(NOISY), "layer has noise"),
+        (lambda: gradient_variance(QuantumConv2d(1, 1, 1, readout="most_likely_ones")), "has no gradient"),
+        (lambda: fourier_spectrum(QuantumConv2d(1, 1, 1, readout="most_likely_ones")), "is no polynomial"),
     ],
 )
 def test_what_does_not_fit_is_said(call, said):
@@ -350,3 +371,48 @@ def test_a_layers_own_weights_are_read():
     found = fourier_spectrum(layer)
     assert found.samples == len(layer.weight)
     np.testing.assert_allclose(found.power, fourier_spectrum(layer.circuit, layer.weight.detach()).power)
+
+
+# ---- readouts and noise of layers
+
+
+def grid_of(layer):
+    """Outputs of a layer for a patch of two pixels on an even grid over one period, 2."""
+    axis = torch.arange(5, dtype=torch.float64) * 2 / 5
+    return layer(torch.cartesian_prod(axis, axis).reshape(25, 1, 1, 2)).detach()
+
+
+@pytest.mark.parametrize("readout", ["z", "probabilities", "ones"])
+def test_power_of_a_layer_is_the_mean_square_of_its_outputs(readout):
+    outs = {"z": 4, "probabilities": 8, "ones": 2}[readout]
+    layer = QuantumConv2d(1, outs, (1, 2), kernel="sim6", depth=1, readout=readout, dtype=torch.float64)
+    torch.nn.init.uniform_(layer.weight, 0, 6)
+    found = fourier_spectrum(layer)
+    # Parseval on a fine grid, all outputs of both filters.
+    assert found.power.sum() == pytest.approx(float(grid_of(layer).square().mean()), abs=1e-12)
+
+
+def test_power_of_a_layer_includes_its_noise():
+    torch.nn.init.uniform_(NOISY.weight, 0, 6)
+    with_noise = fourier_spectrum(NOISY).power.sum()
+    assert with_noise == pytest.approx(float(grid_of(NOISY).square().mean()), abs=1e-12)
+    assert with_noise < 0.9 * fourier_spectrum(NOISY.circuit, NOISY.weight.detach()).power.sum()
+
+
+@pytest.mark.parametrize("readout", ["probabilities", "ones"])
+def test_gradient_variance_of_a_layer_is_that_of_its_outputs(readout):
+    layer = QuantumConv2d(1, 1, (1, 2), kernel="sim3", depth=1, readout=readout, dtype=torch.float64)
+    found = gradient_variance(layer, samples=40, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    weights = 2 * pi * torch.rand(40, layer.circuit.n_weights, dtype=torch.float64, generator=generator)
+    gradients = []
+    for w in weights.numpy():
+        z1, z2, zz = (
+            oracle.run(layer.circuit.with_observables((t,)), np.zeros(2), w)[2][0] for t in ("ZI", "IZ", "ZZ")
+        )
+        if readout == "ones":
+            gradients.append([-(z1 + z2) / 2])
+        else:
+            gradients.append([(a * z1 + b * z2 + a * b * zz) / 4 for a in (1, -1) for b in (1, -1)])
+    np.testing.assert_allclose(found.per_weight, np.var(gradients, axis=0, ddof=1), atol=1e-12)
+    assert found.per_weight.shape[0] == {"ones": 1, "probabilities": 4}[readout]

@@ -209,7 +209,7 @@ def test_options_are_listed():
         (lambda: encode("zz", 2, rep=2), "did you mean 'reps'"),
         (lambda: encode("zz", 2, reps=0), "reps is 0"),
         (lambda: encode("zz", 2, entanglement="ful"), "did you mean 'full'"),
-        (lambda: encode("frqi", 3), "given 3 features: it takes 2\\^k x 2\\^k images"),
+        (lambda: encode("frqi", 3), "given 3 features: it takes images of 2\\^k by 2\\^l"),
         (lambda: encode("neqr", 4, 5), "holds 2 features on 5 wires but was given 4: use 6 wires"),
         (lambda: encode("dense_angle", 5, 2), "holds 4 features on 2 wires but was given 5: use 3 wires"),
         (lambda: encode("angle", 0), "needs at least 1"),

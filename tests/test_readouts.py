@@ -9,6 +9,7 @@ from circuits import Circuit, Gate, const, encoding_names, find_encoding, find_r
 from qconv import QuantumConv2d, simulate
 from qconv.backends.protocol import Unsupported
 from qconv.energy import count, estimate
+from qconv.reading import read_out
 from qconv.testing import check_layer
 
 RNG = np.random.default_rng(0)
@@ -130,10 +131,50 @@ class TestMostLikely:
         assert values[..., 2:].isfinite().all()
 
     def test_of_several_the_first_counts(self):
-        # RY(pi x) with x = 1/2 on both wires: all four strings are as likely, and 00 is the first.
+        # RY(pi x) after H: both strings are as likely at x = 0, and 0 is the first.
         circuit = Circuit(1, (Gate("H", (0,)), *kernel("product", 1, 1).gates[:1]), ("Z",))
         layer = QuantumConv2d(1, 1, 1, kernel=circuit, readout="most_likely_ones", dtype=torch.float64)
-        assert layer(torch.tensor([[[[-0.2, 0.0, 0.2]]]], dtype=torch.float64)).flatten().tolist()[::2] == [0.0, 1.0]
+        assert layer(torch.tensor([[[[-0.2, 0.0, 0.2]]]], dtype=torch.float64)).flatten().tolist() == [0.0, 0.0, 1.0]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("backend", ["auto", "statevector", "fourier", "pennylane", "qiskit"])
+    @pytest.mark.parametrize(
+        ("wires", "gates", "ones"),
+        [
+            (2, ["H0", "H1"], 0),
+            (2, ["H0", "CNOT01", "X0"], 1),
+            (3, ["H0", "CNOT01", "CNOT12"], 0),
+            (3, ["X0", "H1", "T1", "H2", "CNOT12", "H0"], 0),
+            (3, ["H0", "CNOT01", "X0", "RY2"], 1),
+            (4, ["H0", "T0", "H0", "SWAP03", "H1", "CNOT12", "X1", "T2", "H0"], 1),
+            (4, ["RX0", "RX1", "RX2", "RX3", "CNOT01", "T1", "CNOT23"], 0),
+        ],
+    )
+    def test_ties_are_no_matter_of_rounding(self, wires, gates, ones, backend, dtype):
+        # Features are 0: what is measured is the same for every patch, and exact strings tie.
+        added = [
+            Gate(text.rstrip("0123"), tuple(map(int, text[len(text.rstrip("0123")) :])), (const(np.pi / 2),))
+            if text[0] == "R"
+            else Gate(text.rstrip("0123"), tuple(map(int, text[len(text.rstrip("0123")) :])))
+            for text in gates
+        ]
+        encoding = [gate for gate in kernel("product", wires, 1).gates if gate.depends_on("input")]
+        circuit = Circuit(wires, (*encoding, *added), ("Z" * wires,))
+        zeros = np.zeros(wires)
+        p = np.abs(state(circuit, zeros, zeros)) ** 2
+        assert bin(int((p > p.max() - 1e-9).argmax())).count("1") == ones
+        layer = QuantumConv2d(
+            1, 1, (1, wires), kernel=circuit, readout="most_likely_ones", dtype=dtype, backend=backend
+        )
+        assert layer(torch.zeros(1, 1, 1, wires, dtype=dtype)).item() == ones
+
+    def test_counts_that_differ_by_one_are_no_tie(self):
+        readout = find_readout("most_likely_ones", 1)
+        for shots in (101, 999_999):
+            # One sample more in |1>.
+            values = torch.tensor([[-1 / shots]], dtype=torch.float32)
+            assert read_out(readout, values, shots=shots).item() == 1
+            assert read_out(readout, torch.zeros(1, 1), shots=shots).item() == 0
 
     def test_hendersons_layer(self):
         # Threshold, a random circuit, ones of the most likely string.

@@ -33,6 +33,8 @@ def _random_layers(
     """Options rotations: so many a layer, by default one a wire; ratio: probability of a CNOT, below 1."""
     if not 0 <= ratio < 1:
         raise ValueError(f"random_layers was given ratio {ratio}: it must be at least 0 and below 1")
+    if rotations is not None and rotations < 1:
+        raise ValueError(f"random_layers was given {rotations} rotations a layer: give at least 1")
     rng = np.random.default_rng(seed)
     made = Builder(wires)
     for _ in range(depth):
@@ -97,7 +99,7 @@ DRAWN = {
         True,
         f"{_HENDERSON}: each pair of wires has with a probability a controlled U3, CNOT, SWAP or root of SWAP; 0 to 2 "
         "n^2 - 2 gates RX, RY, RZ, U3, P, T, H on one wire; all in random order, as qml-benchmarks describes it. "
-        "Angles, random constants there, are weights",
+        "Angles, random constants there, are weights; they draw a circuit a filter, here a seed is one circuit",
         "uniform",
     ),
 }

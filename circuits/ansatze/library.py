@@ -1,5 +1,6 @@
 """All ansaetze by name, and how one is built."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import Parameter, signature
 from numbers import Integral
@@ -11,7 +12,7 @@ from circuits.ansatze.layered import LAYERED
 from circuits.ansatze.sim import SIM
 from circuits.ansatze.smaldone import SMALDONE
 from circuits.ansatze.trees import TREES
-from circuits.circuit import Circuit
+from circuits.circuit import Circuit, Gate
 from circuits.naming import unknown
 
 ANSATZE: dict[str, Ansatz] = LAYERED | DRAWN | SIM | CONVOLUTIONAL | TREES | SMALDONE
@@ -48,7 +49,7 @@ def ansatz(
         wires: Number of qubits, at least 1; 2 where there is nothing to see on one.
         depth: Number of layers, at least 1. Networks that pool stop when one wire is left.
         seed: Draws the structure of a random one; the others do not depend on it.
-        entangle: False for its control: the same without gates on several wires, see `without_entanglement`.
+        entangle: False for its control, see `without_entanglement`.
         options: What this ansatz takes besides, see `ansatz_options` and its citation.
 
     Raises:
@@ -74,13 +75,26 @@ def ansatz(
 def without_entanglement(circuit: Circuit) -> Circuit:
     """A circuit's control: the same without its gates on several wires, and without the weights that only they had.
 
+    A power of CNOT (CP between two H on its target) leaves RX by the same angle on its target, which it is where its
+    control is 1: kernels of powers alone would have no weights left.
+
     Args:
-        circuit: Any circuit; a state preparation stays.
+        circuit: Any circuit; a state preparation stays, whatever it entangles.
 
     Returns:
         The weights that are left keep their order and are numbered anew.
+
+    Raises:
+        ValueError: For a circuit of features whose readout would see none of them, such as one of an ancilla.
     """
-    kept = tuple(gate for gate in circuit.gates if len(gate.wires) == 1 or gate.spec.n_wires is None)
+    kept = tuple(gate for gate in _powers_opened(circuit.gates) if len(gate.wires) == 1 or gate.spec.n_wires is None)
+    seen = {wire for gate in kept if gate.depends_on("input") for wire in gate.wires}
+    read = {wire for text in circuit.observables for wire, letter in enumerate(text) if letter != "I"}
+    if circuit.n_inputs and read and not seen & read:
+        raise ValueError(
+            f"circuit reads out the wires {sorted(read)} but without gates on several wires features are on "
+            f"{sorted(seen)}: its control would be constant, so take that of a kernel that reads the features' wires"
+        )
     used = sorted({angle.index for gate in kept for angle in gate.angles if angle.source == "weight"})
     number = {index: k for k, index in enumerate(used)}
     gates = (
@@ -94,3 +108,18 @@ def without_entanglement(circuit: Circuit) -> Circuit:
         for gate in kept
     )
     return replace(circuit, gates=tuple(gates))
+
+
+def _powers_opened(gates: Sequence[Gate]) -> list[Gate]:
+    """Gates, each power of CNOT as RX on its target."""
+    opened: list[Gate] = []
+    k = 0
+    while k < len(gates):
+        three = gates[k : k + 3]
+        if [gate.name for gate in three] == ["H", "CP", "H"] and three[0].wires == three[2].wires == three[1].wires[1:]:
+            opened.append(Gate("RX", three[0].wires, three[1].angles))
+            k += 3
+        else:
+            opened.append(gates[k])
+            k += 1
+    return opened

@@ -43,14 +43,20 @@ UNITARIES: dict[str, Callable[[Builder, Sequence[int]], None]] = {"u1": _u1, "u2
 
 
 def channel_overwrite(
-    channels: int, pixels: int = 4, *, unitary: str = "u1", registers: int = 1, ancillas: int = 1
+    channels: int,
+    pixels: int = 4,
+    *,
+    unitary: str = "u1",
+    registers: int = 1,
+    ancillas: int = 1,
+    couple: bool = True,
 ) -> Circuit:
     """A kernel that reads one channel after another into the same wires and gathers them in ancillas.
 
     On |+> of the ancillas, for each round of channels: RX(pi x) on each register, the unitary, for several registers
     CNOT powers between their first wires, a CZ power from each first wire into an ancilla; after all but the last
     round the register is undone. Several ancillas meet at the end by CNOT powers. One register is "channel overwrite"
-    (CO), several are "parallel channel overwrite" (PCO).
+    (CO), several are "parallel channel overwrite" (PCO); the authors' code leaves registers uncoupled unless asked.
 
     Args:
         channels: Channels of a patch, a multiple of `registers`.
@@ -58,6 +64,8 @@ def channel_overwrite(
         unitary: "u1", a ring of CNOT powers, or "u2", a tree of CZ and CNOT powers.
         registers: Channels that are read at once.
         ancillas: 1 to registers; register k writes into ancilla min(k, ancillas - 1).
+        couple: Whether several registers meet by CNOT powers between their first wires (inter_U in the authors' code,
+            where it is off by default).
 
     Returns:
         ancillas + registers * pixels wires, ancillas first; inputs ordered (channel, pixel); read out as X of the
@@ -89,7 +97,8 @@ def channel_overwrite(
                 made.add("RX", start + pixel, angles=(feature,))
         for start in starts:
             UNITARIES[unitary](made, range(start, start + pixels))
-        _between_registers(made, starts)
+        if couple:
+            _between_registers(made, starts)
         read: list[Gate] = made.gates[begin:]
         for register, start in enumerate(starts):
             made.add("CP", start, min(register, ancillas - 1))

@@ -139,7 +139,7 @@ def diagnose(
         wires: Qubits.
         depth: Layers.
         encoding: How features enter.
-        readout: What is read at the end.
+        readout: What is read at the end: outputs are the expectation values of its Pauli strings.
         pairs: Of random weights for the expressibility, and random weights for the entangling capability.
         seed: Of random kernels and of all draws.
 

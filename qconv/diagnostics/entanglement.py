@@ -9,7 +9,18 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from qconv.diagnostics.states import PERIOD, Kernel, at_least, circuit_of, draw, generator_of, parts, patches_of, states
+from qconv.diagnostics.states import (
+    PERIOD,
+    Kernel,
+    at_least,
+    check_level,
+    circuit_of,
+    draw,
+    generator_of,
+    parts,
+    patches_of,
+    states,
+)
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,12 @@ def entangling_capability(
         level: Of the interval (normal, from the standard error).
 
     Raises:
-        ValueError: For data that do not fit, or fewer than 2 samples.
+        ValueError: For data that do not fit, a layer with noise, or numbers out of range.
 
     Source: Sim, Johnson & Aspuru-Guzik (arXiv:1905.10876).
     """
     at_least("samples", samples, 2)
+    check_level(level)
     circuit = circuit_of(kernel)
     inputs, weights = draw(circuit, patches_of(kernel, data), samples, period, generator_of(seed))
     with torch.no_grad():

@@ -13,6 +13,7 @@ from qconv.diagnostics.states import (
     PERIOD,
     Kernel,
     at_least,
+    check_level,
     circuit_of,
     draw,
     generator_of,
@@ -129,13 +130,14 @@ def expressibility(
             measured one as that one lies around the true one).
 
     Raises:
-        ValueError: For data that do not fit, or fewer than 2 pairs, 2 bins or 2 resamples.
+        ValueError: For data that do not fit, a layer with noise, or fewer than 2 pairs, 2 bins or 2 resamples.
 
     Source: Sim, Johnson & Aspuru-Guzik, Expressibility and entangling capability of parameterized quantum circuits
         (arXiv:1905.10876); 5000 pairs and 75 bins as there.
     """
     for name, count in (("pairs", pairs), ("bins", bins), ("resamples", resamples)):
         at_least(name, count, 2)
+    check_level(level)
     generator = generator_of(seed)
     measured = _fidelities(kernel, data, pairs, period, generator)
     wires = circuit_of(kernel).n_wires

@@ -16,11 +16,13 @@ from qconv.diagnostics.states import (
     PERIOD,
     Kernel,
     at_least,
+    check_level,
     circuit_of,
     generator_of,
     numpy_generator,
     parts,
     patches_of,
+    positive,
     states_and_slopes,
 )
 
@@ -160,6 +162,8 @@ def effective_dimension(
     circuit, patches = circuit_of(kernel), patches_of(kernel, data)
     for name, count in (("samples", samples), ("n_data", n_data), ("resamples", resamples)):
         at_least(name, count, 2)
+    check_level(level)
+    positive("period", period)
     if not circuit.n_weights:
         raise ValueError("kernel has 0 weights: an effective dimension needs at least 1")
     if not 0 < gamma <= 1:

@@ -18,12 +18,14 @@ from qconv.diagnostics.states import (
     PERIOD,
     Kernel,
     at_least,
+    check_level,
     circuit_of,
     draw,
     generator_of,
     numpy_generator,
     parts,
     patches_of,
+    readout_of,
     states,
 )
 
@@ -45,7 +47,7 @@ class GradientVariance:
         low: Lower end of its interval.
         high: Upper end.
         level: Of the interval.
-        per_weight: (n_obs, n_weights) the variances, 0 where an output does not depend on a weight.
+        per_weight: (outputs, n_weights) the variances, 0 where an output does not depend on a weight.
         samples: Random weights.
         wires: Of the kernel.
         resampled: (resamples,) values of the bootstrap.
@@ -124,7 +126,7 @@ def gradient_variance(
     """The variance of the outputs' derivatives by the weights, over random weights.
 
     Args:
-        kernel: A circuit with observables and weights, or a layer.
+        kernel: A circuit with observables and weights; or a layer, whose outputs are those of its readout.
         data: Patches or images, see `states.patches_of`; each sample takes one at random.
         samples: Random weights.
         period: Weights are uniform on [0, period).
@@ -133,12 +135,15 @@ def gradient_variance(
         resamples: Of the bootstrap.
 
     Raises:
-        ValueError: For data that do not fit, a kernel without weights or observables, or fewer than 2 samples.
+        ValueError: For data that do not fit, a kernel without weights or observables, a layer with noise or readout
+            "most_likely_ones", or numbers out of range.
 
     Source: McClean et al., Barren plateaus in quantum neural network training landscapes (arXiv:1803.11173).
     """
     at_least("samples", samples, 2)
-    circuit = circuit_of(kernel)
+    at_least("resamples", resamples, 1)
+    check_level(level)
+    circuit, readout = circuit_of(kernel), readout_of(kernel)
     if not circuit.n_weights or not circuit.observables:
         raise ValueError(
             f"kernel has {circuit.n_weights} weights and {len(circuit.observables)} observables: a gradient needs at "
@@ -147,6 +152,9 @@ def gradient_variance(
     generator = generator_of(seed)
     inputs, weights = draw(circuit, patches_of(kernel, data), samples, period, generator)
     gradients = _gradients(circuit, inputs, weights).numpy()
+    table = None if readout is None else readout.table()
+    if table is not None:
+        gradients = table[0] @ gradients
     per_weight = gradients.var(0, ddof=1)
     per_weight[per_weight < _ROUNDING] = 0
     # Without the others: their share grows with the wires, which would look like a plateau.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits.naming import unknown
 from qconv.diagnostics.entanglement import one_wire_matrices
-from qconv.diagnostics.states import Kernel, circuit_of, parts, patches_of, states
+from qconv.diagnostics.states import Kernel, circuit_of, parts, patches_of, positive, states
 from qconv.layers import QuantumConv2d
 
 KINDS = ("fidelity", "projected")
@@ -72,6 +72,7 @@ def kernel_matrix(
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
+    positive("gamma", gamma)
     circuit, patches = circuit_of(kernel), patches_of(kernel, data)
     if weights is None:
         layer = isinstance(kernel, QuantumConv2d)
@@ -93,10 +94,17 @@ def gaussian_kernel(data: Tensor, gamma: float | None = None) -> Tensor:
     Args:
         data: (P, n).
         gamma: Above 0; None for 1 / (n var(x)), as scikit-learn's "scale".
+
+    Raises:
+        ValueError: For a gamma that is not above 0, or constant data, which give none.
     """
     patches = data.detach().double()
     if gamma is None:
-        gamma = 1 / (patches.shape[1] * float(patches.var(unbiased=False)))
+        spread = float(patches.var(unbiased=False)) if patches.numel() else 0.0
+        if not spread:
+            raise ValueError(f"data of shape {tuple(data.shape)} have the variance 0: give gamma, or data that differ")
+        gamma = 1 / (patches.shape[1] * spread)
+    positive("gamma", gamma)
     return torch.exp(-gamma * torch.cdist(patches, patches).square())
 
 

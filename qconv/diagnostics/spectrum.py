@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qconv.diagnostics.states import PERIOD, Kernel, at_least, circuit_of, generator_of
+from qconv.diagnostics.states import PERIOD, Kernel, at_least, circuit_of, generator_of, positive, readout_of
 from qconv.fourier_conv import MAX_COEFFICIENTS, Spectrum
 from qconv.layers import QuantumConv2d
+from qconv.reading import read_out
 from qconv.surrogates import spectrum_of, surrogate
 
 Real = NDArray[np.float64]
@@ -74,7 +75,8 @@ def fourier_spectrum(
     """The frequencies that a kernel's encoding allows, and how much of each its outputs have.
 
     Args:
-        kernel: A circuit that reads its inputs by rotations, or a layer.
+        kernel: A circuit that reads its inputs by rotations; or a layer, with its noise and readout. Where a layer's
+            channels run separately, the spectrum is that of one channel's part of the sum.
         weights: (F, n_weights) whose spectra are averaged. None: a layer's own, and `samples` random ones of a
             circuit.
         samples: Random weights, where they are drawn.
@@ -83,13 +85,15 @@ def fourier_spectrum(
 
     Raises:
         Unsupported: For an amplitude encoding, which is no polynomial.
-        ValueError: For a circuit without inputs or observables, more than 2^16 coefficients, or weights that do not
-            fit.
+        ValueError: For a circuit without inputs or observables, more than 2^16 coefficients, weights that do not fit,
+            or readout "most_likely_ones".
 
     Source: Schuld, Sweke & Meyer, Effect of data encoding on the expressive power of variational quantum machine
         learning models (arXiv:2008.08605).
     """
-    circuit = circuit_of(kernel)
+    circuit, readout = circuit_of(kernel, noisy=True), readout_of(kernel)
+    noise = kernel.noise if isinstance(kernel, QuantumConv2d) else None
+    positive("period", period)
     spectrum = spectrum_of(circuit)
     points = prod(spectrum.sizes)
     if points > MAX_COEFFICIENTS:
@@ -108,11 +112,16 @@ def fourier_spectrum(
             f"weights have shape {tuple(weights.shape)}: give (filters, {circuit.n_weights}), at least one filter"
         )
     power = np.zeros(spectrum.sizes)
+    outputs = len(circuit.observables) if readout is None else readout.outputs
     step = max(1, COEFFICIENTS_A_CALL // (points * len(circuit.observables) or 1))
     for part in torch.split(weights.double().cpu(), step):
-        real = surrogate(circuit, part, backend="statevector").coefficients.reshape(-1, *spectrum.sizes)
+        # State vectors have no noise.
+        exact = surrogate(circuit, part, "statevector" if noise is None else "auto", noise=noise).coefficients
+        if readout is not None:
+            exact = read_out(readout, exact, only_first=True)
+        real = exact.reshape(-1, *spectrum.sizes)
         power += _complex(real, spectrum).abs().square().sum(0).numpy()
-    return FourierSpectrum(spectrum, power / (len(weights) * len(circuit.observables)), len(weights))
+    return FourierSpectrum(spectrum, power / (len(weights) * outputs), len(weights))
 
 
 def _complex(coefficients: Tensor, spectrum: Spectrum) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from math import pi
+from math import inf, pi
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.gates import AMPLITUDE, Rotation
+from circuits.readouts import Readout
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.computed import with_plain_features
 from qconv.backends.statevector import MAX_WIRES
@@ -27,21 +29,43 @@ PERIOD = 2 * pi
 AMPLITUDES_A_CALL = 2**17
 
 
-def circuit_of(kernel: Kernel) -> Circuit:
+def circuit_of(kernel: Kernel, *, noisy: bool = False) -> Circuit:
     """The circuit of a kernel.
 
+    Args:
+        kernel: A circuit or a layer.
+        noisy: Whether a layer may have noise; pure states have none.
+
     Raises:
-        ValueError: For something else, or more wires than a state vector holds.
+        ValueError: For something else, more wires than a state vector holds, or noise.
     """
     circuit = kernel.circuit if isinstance(kernel, QuantumConv2d) else kernel
     if not isinstance(circuit, Circuit):
         raise ValueError(f"kernel is a {type(kernel).__name__}: give a circuits.Circuit or a QuantumConv2d")
+    if isinstance(kernel, QuantumConv2d) and kernel.noise is not None and not noisy:
+        raise ValueError("layer has noise but this is measured on pure states: give layer.circuit, which has none")
     if circuit.n_wires > MAX_WIRES:
         raise ValueError(
             f"kernel has {circuit.n_wires} wires but diagnostics keep 2^n amplitudes a sample and take up to "
             f"{MAX_WIRES}: diagnose fewer wires"
         )
     return circuit
+
+
+def readout_of(kernel: Kernel) -> Readout | None:
+    """What a layer's outputs are made of its expectation values; None where they are these.
+
+    Raises:
+        ValueError: For a readout that decides, which has neither slopes nor waves.
+    """
+    if not isinstance(kernel, QuantumConv2d) or kernel.readout.kind == "values":
+        return None
+    if kernel.readout.kind == "most_likely":
+        raise ValueError(
+            "layer has readout 'most_likely_ones', which has no gradient and is no polynomial: diagnose one with "
+            "readout='probabilities'"
+        )
+    return kernel.readout
 
 
 def patches_of(kernel: Kernel, data: Tensor | None) -> Tensor:
@@ -91,9 +115,23 @@ def numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raise a ValueError unless a count is large enough."""
+    """Raise a ValueError unless a count is a whole number and large enough."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}")
     if value < least:
         raise ValueError(f"{name} is {value}: give at least {least}")
+
+
+def check_level(level: float) -> None:
+    """Raise a ValueError unless intervals can have this level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a probability above 0 and below 1, such as 0.95")
+
+
+def positive(name: str, value: float) -> None:
+    """Raise a ValueError unless a number is finite and above 0."""
+    if not 0 < value < inf:
+        raise ValueError(f"{name} is {value}: give a finite number above 0")
 
 
 def draw(
@@ -104,6 +142,7 @@ def draw(
     Returns:
         Inputs (samples, n_inputs) and weights (samples, n_weights), float64.
     """
+    positive("period", period)
     weights = period * torch.rand(samples, circuit.n_weights, dtype=torch.float64, generator=generator)
     chosen = torch.randint(len(patches), (samples,), generator=generator)
     return patches[chosen], weights
