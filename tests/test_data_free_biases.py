@@ -1,5 +1,6 @@
 """Absorbed and corrected biases, ranges from statistics, and the whole recipe on a trained network."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ from classical.data_free import (
     set_ranges,
 )
 from classical.layers import QuantizedConv2d, QuantizedLinear
-from qconv.data import load_dataset
+from qconv.compression import compress, load_compressed
+from qconv.data import Part, Split, load_dataset
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -151,6 +153,35 @@ def test_all_readers_get_their_share() -> None:
     torch.testing.assert_close(found(images()), net(images()), rtol=1e-10, atol=1e-10)
 
 
+class Odd(nn.Module):
+    """Layers whose mean nothing can take over: read beside their ReLU, without ReLU, without batch norm, as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Conv2d(n, 4, 1) for n in (3, 4, 4, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = self.b(x + F.relu(x))
+        x = F.relu(self.c(torch.tanh(x)))
+        return self.e(F.relu(self.d(x)))
+
+
+def test_every_layer_that_could_not_hand_on_its_mean_is_reported() -> None:
+    net = Odd().double().eval()
+    for name in ("a", "b", "d", "e"):
+        with_moments(net, name, [9.0] * 4, [1.0] * 4)
+    found, report = absorb_biases(net)
+    assert {entry.layers: (entry.done, entry.note) for entry in report.entries} == {
+        "a": (False, "read by add"),
+        "b": (False, "read by tanh"),
+        "c": (False, "no batch norm says what is hardly ever cut off"),
+        "d -> e": (True, "4 of 4 channels, by up to 6"),
+        "e": (False, "it is the network's output"),
+    }
+    assert torch.equal(found.get_submodule("a").bias, net.a.bias)
+
+
 def test_low_biases_are_left_alone() -> None:
     net = made(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     found, report = absorb_biases(with_moments(net, "0", [1.0, 2.9, 0.0, -1.0], [1.0] * 4))
@@ -213,6 +244,60 @@ def test_unknown_means_are_skipped() -> None:
     assert torch.equal(corrected.get_submodule("2").bias, graph.get_submodule("2").bias)
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, between two that are called once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h, self.o = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.act = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.act(self.h(self.act(self.h(self.act(self.a(x)))))))
+
+
+def twice(act: nn.Module, seed: int = 0) -> Twice:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Twice().double().eval()
+    net.act = act
+    return net
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_called_twice_takes_the_mean_of_its_shifts(dtype: torch.dtype) -> None:
+    net = twice(nn.Identity()).to(dtype)
+    graph, _ = fold_batch_norms(net)
+    mean = torch.tensor([0.3, -1.0, 2.0], dtype=dtype)
+    inputs = Moments(mean, torch.zeros_like(mean), mean, mean)
+    quantized = shifted(graph)
+    corrected, report = correct_biases(quantized, graph, propagate(graph, inputs=inputs))
+    first = net.a(mean[:, None, None])
+    second = net.h(first)
+    layer = quantized.get_submodule("h")
+    error = (layer.quantized_weight() - net.h.weight)[:, :, 0, 0]
+    expected = net.h.bias - error @ ((first + second) / 2).flatten()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(corrected.get_submodule("h").bias, expected, rtol=tolerance, atol=tolerance)
+    assert [entry.layers for entry in report.done] == ["a", "h", "o"]
+    unknown = {name: moments for name, moments in propagate(graph, inputs=inputs).items() if name != "act_1"}
+    corrected, report = correct_biases(quantized, graph, unknown)
+    assert [entry.layers for entry in report.skipped] == ["h"]
+    assert torch.equal(corrected.get_submodule("h").bias, net.h.bias)
+
+
+def test_on_images_a_layer_called_twice_is_left_alone() -> None:
+    net = twice(nn.ReLU())
+    graph, _ = fold_batch_norms(net)
+    x = images(16)
+    corrected, report = correct_biases_on(shifted(graph), graph, x)
+    assert [(entry.layers, entry.done, entry.note) for entry in report.skipped] == [
+        ("h", False, "called 2 times, with one bias")
+    ]
+    assert torch.equal(corrected.get_submodule("h").bias, net.h.bias)
+    torch.testing.assert_close(corrected(x).mean((0, 2, 3)), net(x).mean((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
 def test_on_images_every_layer_gets_its_mean_back() -> None:
     net = Net(["residual", "inverted"], "flatten", "relu6", True, False, 0)
     graph, _ = equalize(replace_relu6(fold_batch_norms(net)[0])[0])
@@ -259,6 +344,40 @@ def test_ranges_are_those_of_the_widest_channels() -> None:
     assert [entry.layers for entry in report.skipped] == ["0"]
     assert "that of its input input_1 is unknown: each sample gets its own" in report.skipped[0].note
     assert set_ranges(shifted(graph), propagate(graph))[1].entries == ()
+
+
+def test_the_range_of_a_layer_called_twice_holds_both_inputs() -> None:
+    net = with_moments(twice(nn.ReLU()), "a", [5.0] * 8, [1.0] * 8)
+    graph = fold_batch_norms(net)[0]
+    moments = propagate(graph)
+    first, second = (moments[name] for name in ("act", "act_1"))
+    assert float(first.high.max()) == 11.0
+    assert float(second.high.max()) != 11.0
+    quantized = quantize(graph, weight="int8", activation="int8").eval()
+    for scale in (0.01, 1.0, 100.0):  # either may be the wider one
+        changed = moments | {"act_1": Moments(*(scale * value for value in second))}
+        found, report = set_ranges(quantized, changed)
+        quantizer = found.get_submodule("h").activation_quantizer
+        assert float(quantizer.high) == pytest.approx(max(11.0, scale * float(second.high.max())), rel=1e-6)
+        assert float(quantizer.low) == 0
+        assert [entry.layers for entry in report.done] == ["h", "o"]
+    found, report = set_ranges(quantized, {name: known for name, known in moments.items() if name != "act"})
+    assert [entry.layers for entry in report.skipped] == ["a", "h"]
+    assert not found.get_submodule("h").activation_quantizer.calibrated
+
+
+def test_moments_of_a_layer_called_twice_follow_from_its_inputs() -> None:
+    net = twice(nn.ReLU())
+    graph, report = record_moments(net, images(8))
+    assert [(entry.layers, entry.note) for entry in report.entries] == [
+        ("a", "on 8 images"),
+        ("h", "called 2 times"),
+        ("o", "on 8 images"),
+    ]
+    assert output_moments(graph.get_submodule("h")) is None
+    moments = propagate(graph)
+    expected = net.h.weight[:, :, 0, 0] @ moments["act"].mean + net.h.bias
+    torch.testing.assert_close(moments["h"].mean, expected, rtol=1e-12, atol=1e-12)
 
 
 # --- the recipe ------------------------------------------------------------------------------------------------------
@@ -359,6 +478,47 @@ def test_layers_may_be_skipped_and_the_model_stays(trained: tuple[nn.Module, Ten
     assert all(line == line.rstrip() for line in table)
 
 
+def narrow(high: bool, seed: int) -> nn.Module:
+    """Convolutions without biases of their own; high biases of the batch norm make absorption give them some."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU6(),
+            nn.MaxPool2d(2),  # after which the mean is unknown: no correction gives the next layer a bias
+            nn.Conv2d(8, 8, 3, bias=False),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8, 10, bias=False),
+        )
+    nn.init.constant_(net[1].bias, 5.0 * high)
+    return net.eval()
+
+
+@pytest.mark.parametrize("skip", [(), ("4",)])
+@pytest.mark.parametrize("high", [True, False])
+def test_what_a_trained_network_becomes_fits_one_just_built(high: bool, skip: tuple[str, ...]) -> None:
+    trained, built = (data_free_quantize(narrow(each, seed), skip=skip) for seed, each in enumerate((high, not high)))
+    assert [any(entry.step == "absorb" for entry in report.done) for _, report in (trained, built)] == [high, not high]
+    stored = trained[0].state_dict()
+    assert {key: value.shape for key, value in stored.items()} == {
+        key: value.shape for key, value in built[0].state_dict().items()
+    }
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(built[0](x), trained[0](x))
+    built[0].load_state_dict(stored)
+    assert torch.equal(built[0](x), trained[0](x))
+
+
+def test_a_file_of_a_network_quantized_without_data_is_read_into_one_just_built(tmp_path: Path) -> None:
+    part = Part(torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10)
+    made = compress(narrow(True, 0), Split(part, part, part), method="dfq")
+    made.save(tmp_path / "file")
+    read = load_compressed(tmp_path / "file", narrow(False, 1), made.recipe)
+    assert torch.equal(read(part.images), made.model(part.images))
+
+
 def test_relu6_kept_is_not_equalized_across(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
     net, x, labels = trained
     _, report = data_free_quantize(net, relu6="keep", **INPUT)
@@ -380,8 +540,9 @@ def test_networks_without_batch_norm_take_statistics_from_noise(trained: tuple[n
     assert {entry.layers for entry in report.skipped if entry.step == "range"} >= {"linear"}
     noise = natural_noise((16, 1, 8, 8), torch.Generator().manual_seed(0))
     found, report = data_free_quantize(bare, images=noise, **INPUT)
-    assert {entry.layers for entry in report.skipped} == {"linear"}  # the mean after max pooling is unknown
-    assert not any(entry.step == "absorb" for entry in report.entries)  # noise does not say what a ReLU cuts off
+    skipped = [(entry.step, entry.layers) for entry in report.skipped]
+    # Noise does not say what a ReLU cuts off, and the mean after max pooling is unknown.
+    assert skipped == [("absorb", "stem.0"), ("absorb", "block.0"), ("absorb", "block.3"), ("correct", "linear")]
     assert accuracy(found, x, labels) > accuracy(net, x, labels) - 0.02
 
 

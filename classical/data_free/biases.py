@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from classical.data_free.clips import ChannelClip
 from classical.data_free.folding import output_moments
-from classical.data_free.graph import Layer, label, layer_at, operation, traced
+from classical.data_free.graph import Layer, calls, label, layer_at, operation, traced
 from classical.data_free.moments import Moments, summed_weight
 from classical.data_free.report import Entry, Report, names
 from classical.layers import QuantizedConv2d, QuantizedLinear
@@ -28,35 +28,49 @@ def absorb_biases(model: nn.Module, *, sigmas: float = 3.0, padded: bool = False
             the borders, so the function changes.
 
     Returns:
-        The traced copy, of the same function wherever no pre-activation lies below c, and what was absorbed.
+        The traced copy, of the same function wherever no pre-activation lies below c, and what was absorbed. The
+        report leaves out layers of which every c is 0, and those without batch norm that no ReLU follows.
 
     Source: Nagel et al., arXiv:1906.04721, section 4.1.3.
     """
     graph = traced(model)
-    entries = []
+    entries: list[Entry] = []
     for node in graph.graph.nodes:
         kind, _, layer = operation(graph, node)
-        moments = output_moments(layer) if kind == "layer" else None
-        if moments is None or len(node.users) != 1:
+        if kind != "layer":
             continue
-        activation = next(iter(node.users))
-        kind, _, clip = operation(graph, activation)
-        if kind not in ("relu", "clip"):
+        name, moments = str(node.target), output_moments(layer)
+        activation = next((user for user in node.users if operation(graph, user).kind in ("relu", "clip")), None)
+        if moments is None:
+            if activation is not None:
+                entries.append(Entry("absorb", name, False, "no batch norm says what is hardly ever cut off"))
             continue
         shift = (moments[0] - sigmas * moments[1]).clamp(min=0)
+        kind, _, clip = operation(graph, node if activation is None else activation)
         if kind == "clip":  # above its lower bound, and leaving an upper one that is not below
             above = (moments[0] - sigmas * moments[1] - clip.low.to(shift)).clamp(min=0)
             shift = torch.minimum(torch.minimum(shift, above), (clip.high - clip.low).to(shift))
         if not bool(shift.any()):
             continue
-        readers = _readers(graph, node, activation, padded)
+        readers: list[str] | str = "read by nothing"
+        others = [user for user in node.users if user is not activation]
+        if others:
+            readers = _obstacle(graph, others[0])
+        elif activation is not None:
+            readers = _readers(graph, node, activation, padded)
         if isinstance(readers, str):
-            entries.append(Entry("absorb", str(node.target), False, readers))
+            entries.append(Entry("absorb", name, False, readers))
             continue
-        _absorb(graph, layer, None if kind == "relu" else str(activation.target), readers, shift)
+        bounded = str(activation.target) if activation is not None and kind == "clip" else None
+        _absorb(graph, layer, bounded, readers, shift)
         note = f"{int((shift > 0).sum())} of {len(shift)} channels, by up to {float(shift.max()):.3g}"
         entries.append(Entry("absorb", f"{node.target} -> {names(tuple(readers))}", True, note))
-    return graph, Report(tuple(entries))
+    return graph, Report(tuple(dict.fromkeys(entries)))  # a layer that is called twice is one layer
+
+
+def _obstacle(graph: fx.GraphModule, reader: fx.Node) -> str:
+    """Why a mean stays where it is that something else than a ReLU reads."""
+    return "it is the network's output" if operation(graph, reader).kind == "output" else f"read by {label(reader)}"
 
 
 def _readers(graph: fx.GraphModule, writer: fx.Node, start: fx.Node, padded: bool) -> list[str] | str:
@@ -75,9 +89,9 @@ def _readers(graph: fx.GraphModule, writer: fx.Node, start: fx.Node, padded: boo
         elif kind in ("same", "flatten", "squeeze") or (kind in ("max", "mean", "border") and (padded or not detail)):
             waiting.extend(node.users)
         elif kind != "shape":
-            return "it is the network's output" if kind == "output" else f"read by {label(node)}"
-    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
-    repeated = [name for name in (str(writer.target), *found) if calls.count(name) > 1]
+            return _obstacle(graph, node)
+    called = calls(graph)
+    repeated = [name for name in (str(writer.target), *found) if len(called[name]) > 1]
     return f"{repeated[0]} is called more than once" if repeated else found
 
 
@@ -107,6 +121,7 @@ def correct_biases(
     """Take from each bias the mean shift of the output that quantized weights cause.
 
     Weights W + e instead of W shift the mean output by e E[x]. E[x] follows from statistics, so no image is needed.
+    A layer that is called several times has one bias for all: it takes the mean of their shifts, the least squared one.
     What zero padding takes away at borders is not accounted for.
 
     Args:
@@ -118,16 +133,19 @@ def correct_biases(
     """
     graph = traced(quantized)
     entries = []
-    for node in graph.graph.nodes:
-        kind, sources, layer = operation(graph, node)
-        if kind != "layer" or not isinstance(layer, QuantizedConv2d | QuantizedLinear):
+    for name, sources in calls(graph).items():
+        layer = graph.get_submodule(name)
+        if not isinstance(layer, QuantizedConv2d | QuantizedLinear):
             continue
-        known, name = moments.get(sources[0].name), str(node.target)
-        if known is None or bool(known.mean.isnan().any()):
-            entries.append(Entry("correct", name, False, f"the mean of its input {sources[0].name} is unknown"))
+        read = [(source.name, moments.get(source.name)) for source in sources]
+        means = {at: known.mean for at, known in read if known is not None and not bool(known.mean.isnan().any())}
+        unknown = [at for at, _ in read if at not in means]
+        if unknown:
+            entries.append(Entry("correct", name, False, f"the mean of its input {unknown[0]} is unknown"))
             continue
         error = layer.quantized_weight() - layer_at(model, name).weight
-        entries.append(_correct(name, layer, summed_weight(error, layer, known.mean)))
+        shifts = [summed_weight(error, layer, means[at]) for at, _ in read]
+        entries.append(_correct(name, layer, torch.stack(shifts).mean(0)))
     return graph, Report(tuple(entries))
 
 
@@ -136,7 +154,8 @@ def correct_biases_on(quantized: nn.Module, model: nn.Module, images: Tensor) ->
     """Take from each bias the mean shift of the output that is seen on images, layer by layer.
 
     Each layer is corrected before its output runs on, so that later ones see what will run. Unlike the analytic
-    correction it sees borders, clipped ranges and quantized activations too.
+    correction it sees borders, clipped ranges and quantized activations too. A layer that is called several times is
+    left alone: its one bias would have to change after the first call has run.
 
     Args:
         quantized: traced, its layers QuantizedConv2d or QuantizedLinear, the ranges of their inputs set.
@@ -147,20 +166,23 @@ def correct_biases_on(quantized: nn.Module, model: nn.Module, images: Tensor) ->
     """
     graph = traced(quantized)
     layers = {name: m for name, m in graph.named_modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)}
-    means: dict[str, Tensor] = {}
+    means: dict[str, list[Tensor]] = {}
     entries: list[Entry] = []
 
     def note(name: str, _: Layer, output: Tensor) -> None:
-        means[name] = _channel_means(output, layers[name])
+        means.setdefault(name, []).append(_channel_means(output, layers[name]))
 
     def correct(name: str, layer: Layer, output: Tensor) -> Tensor:
-        shift = _channel_means(output, layer) - means[name]
+        if len(means[name]) > 1:
+            entries.append(Entry("correct", name, False, f"called {len(means[name])} times, with one bias"))
+            return output
+        shift = _channel_means(output, layer) - means[name][0]
         entries.append(_correct(name, layer, shift))
         return output - (shift if isinstance(layer, nn.Linear) else shift.view(-1, *[1] * (output.dim() - 2)))
 
     _run(model, layers, images, note)
     _run(graph, layers, images, correct)
-    return graph, Report(tuple(entries))
+    return graph, Report(tuple(dict.fromkeys(entries)))
 
 
 def _run(model: nn.Module, layers: dict[str, Any], images: Tensor, see: Callable[[str, Layer, Tensor], Any]) -> None:

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from classical.data_free.clips import ChannelClip
-from classical.data_free.graph import LAYERS, Layer, label, layer_at, replace_by_module, traced
+from classical.data_free.graph import LAYERS, Layer, calls, label, layer_at, replace_by_module, traced
 from classical.data_free.report import Entry, Report
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -103,14 +103,17 @@ def record_moments(model: nn.Module, images: Tensor) -> tuple[fx.GraphModule, Re
 
     Some trained networks have no batch norm left. A few images, or none but noise with the spectrum of images
     (`natural_noise`), then take the place of its statistics: well enough for ranges and corrected biases, not for
-    `absorb_biases`, since deviations on noise come out several times too small.
+    `absorb_biases`, since deviations on noise come out several times too small. A layer that is called several times
+    keeps none: each call's outputs then follow from its inputs.
 
     Args:
         model: any module that torch.fx traces; it stays as it is.
         images: its input, (batch, channels, ...), all at once.
     """
     graph = traced(model)
-    layers = {name: m for name, m in graph.named_modules() if isinstance(m, LAYERS) and output_moments(m) is None}
+    called = {name: len(sources) for name, sources in calls(graph).items()}
+    lacking = {name: m for name, m in graph.named_modules() if isinstance(m, LAYERS) and output_moments(m) is None}
+    layers = {name: layer for name, layer in lacking.items() if called.get(name, 1) == 1}
 
     def record(layer: Layer, _: object, output: Tensor) -> None:
         axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
@@ -121,7 +124,11 @@ def record_moments(model: nn.Module, images: Tensor) -> tuple[fx.GraphModule, Re
     graph(images)
     for handle in handles:
         handle.remove()
-    return graph, Report(tuple(Entry("record", name, True, f"on {len(images)} images") for name in layers))
+    entries = []
+    for name in lacking:
+        note = f"on {len(images)} images" if name in layers else f"called {called[name]} times"
+        entries.append(Entry("record", name, name in layers, note))
+    return graph, Report(tuple(entries))
 
 
 def replace_relu6(model: nn.Module, by: Literal["clip", "relu"] = "clip") -> tuple[fx.GraphModule, Report]:

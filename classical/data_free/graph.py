@@ -103,6 +103,16 @@ def layer_at(model: nn.Module, name: str) -> Layer:
     return cast(Layer, model.get_submodule(name))
 
 
+def calls(model: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Name of each layer of a traced model -> the nodes that it reads, one for each of its calls."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in model.graph.nodes:
+        kind, sources, _ = operation(model, node)
+        if kind == "layer":
+            found.setdefault(str(node.target), []).append(sources[0])
+    return found
+
+
 def _own_clips(model: fx.GraphModule) -> None:
     """Give each call of ReLU6 its own module, so that bounds can differ between calls."""
     seen: set[str] = set()

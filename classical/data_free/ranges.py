@@ -1,9 +1,11 @@
 """Ranges of quantized activations from the statistics of batch norm."""
 
+import math
+
 import torch
 from torch import fx, nn
 
-from classical.data_free.graph import operation, traced
+from classical.data_free.graph import calls, traced
 from classical.data_free.moments import Moments
 from classical.data_free.report import Entry, Report
 from classical.layers import QuantizedConv2d, QuantizedLinear
@@ -12,7 +14,7 @@ from classical.quantizers import IntegerActivation
 
 @torch.no_grad()
 def set_ranges(quantized: nn.Module, moments: dict[str, Moments]) -> tuple[fx.GraphModule, Report]:
-    """Set the range of each quantized layer's input to that of its widest channels.
+    """Set the range of each quantized layer's input to that of its widest channels, over all calls of the layer.
 
     Args:
         quantized: traced, its layers QuantizedConv2d or QuantizedLinear; it stays as it is.
@@ -22,19 +24,25 @@ def set_ranges(quantized: nn.Module, moments: dict[str, Moments]) -> tuple[fx.Gr
     """
     graph = traced(quantized)
     entries = []
-    for node in graph.graph.nodes:
-        kind, sources, layer = operation(graph, node)
-        if kind != "layer" or not isinstance(layer, QuantizedConv2d | QuantizedLinear):
+    for name, sources in calls(graph).items():
+        layer = graph.get_submodule(name)
+        if not isinstance(layer, QuantizedConv2d | QuantizedLinear):
             continue
         if not isinstance(layer.activation_quantizer, IntegerActivation):
             continue
-        known = moments.get(sources[0].name)
-        low, high = (known.low.min(), known.high.max()) if known is not None else (torch.tensor(torch.nan),) * 2
-        if bool(low.isfinite() & high.isfinite()):
-            layer.activation_quantizer.low.copy_(low)
-            layer.activation_quantizer.high.copy_(high)
-            entries.append(Entry("range", str(node.target), True, f"{float(low):.4g} to {float(high):.4g}"))
-        else:
-            reason = f"that of its input {sources[0].name} is unknown: each sample gets its own, or use calibrate"
-            entries.append(Entry("range", str(node.target), False, reason))
+        ends = {source.name: _ends(moments.get(source.name)) for source in sources}
+        unknown = [source for source, (low, high) in ends.items() if not (math.isfinite(low) and math.isfinite(high))]
+        if unknown:
+            reason = f"that of its input {unknown[0]} is unknown: each sample gets its own, or use calibrate"
+            entries.append(Entry("range", name, False, reason))
+            continue
+        low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
+        layer.activation_quantizer.low.fill_(low)
+        layer.activation_quantizer.high.fill_(high)
+        entries.append(Entry("range", name, True, f"{low:.4g} to {high:.4g}"))
     return graph, Report(tuple(entries))
+
+
+def _ends(known: Moments | None) -> tuple[float, float]:
+    """Where the range of all channels begins and ends; NaN where that is unknown."""
+    return (math.nan, math.nan) if known is None else (float(known.low.min()), float(known.high.max()))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from classical.convert import quantize
-from classical.data_free.biases import absorb_biases, correct_biases
+from classical.data_free.biases import absorb_biases, bias_of, correct_biases
 from classical.data_free.equalization import equalize
 from classical.data_free.folding import fold_batch_norms, record_moments, replace_relu6
+from classical.data_free.graph import LAYERS
 from classical.data_free.moments import Moments, propagate
 from classical.data_free.ranges import set_ranges
 from classical.data_free.report import Report
@@ -53,7 +54,8 @@ def data_free_quantize(
         skip: names of layers to leave float.
 
     Returns:
-        A copy of quantized layers in eval(), and what each step did and left out.
+        A copy of quantized layers in eval(), each with a bias, and what each step did and left out. Which tensors it
+        has depends on the model's structure alone, so that a state_dict fits a copy made of other weights.
 
     Raises:
         ValueError: torch.fx cannot trace the model, or an argument is out of its range.
@@ -62,6 +64,9 @@ def data_free_quantize(
     """
     weight = f"int{bits}{'_channel' if per_channel else ''}{'' if symmetric else '_affine'}"
     graph, report = fold_batch_norms(model)
+    for layer in graph.modules():
+        if isinstance(layer, LAYERS):
+            bias_of(layer)  # whether a later step moves it depends on the weights, but names in a file must not
     if relu6 != "keep":
         graph, step = replace_relu6(graph, relu6)
         report += step

@@ -1,12 +1,17 @@
 """What the scripts on compressed LeNets share: tune on validation images, repeat on seeds, print tables from records.
 
-Every learning rate is chosen on seed 0 by the validation images of a run that trained without them (`--tune` does that
-again). Then each seed is trained at that rate on all training images, and the test images are looked at. Networks and
-records are kept in one folder, so a killed run goes on with the same command.
+Learning rates were chosen on seed 0 by the validation images of runs that trained without them: not for every method,
+but for one of a kind, whose rate the others take (`--tune` tries all rates of every method). Each seed is trained at
+that rate on all training images, and then the test images are looked at. Networks and records are kept in one folder,
+so a killed run goes on with the same command.
+
+A compressed network starts from the float one and trains on, which the float one itself may gain by: the row "float,
+trained on" is that network after the same further training.
 """
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +34,8 @@ class Entry:
     Args:
         title: how tables call it.
         method, bits, sparsity, epochs: see `qconv.compression.compress`.
-        rates: learning rates to choose from.
-        rate: the one that the validation images of MNIST chose.
+        rates: learning rates that --tune tries.
+        rate: the one in use: chosen by the validation images of MNIST, for this method or for one of its kind.
         goal: test error in % that this library set out to reach on MNIST.
         goal_ratio: how many times smaller it set out to make the file, None for no goal.
         published: what others report for MNIST, as text.
@@ -60,7 +65,10 @@ def parser(description: str, out: str, names: Sequence[str]) -> argparse.Argumen
     found.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     found.add_argument("--out", type=Path, default=Path("runs") / out, help=f"output folder (default: runs/{out})")
     found.add_argument("--data-dir", type=Path, help="folder of the image files (default: QCONV_DATA, else a download)")
-    found.add_argument("--workers", type=int, default=1, help="processes, one thread each (default: 1)")
+    workers = min(2, os.cpu_count() or 1)
+    found.add_argument(
+        "--workers", type=int, default=workers, help="processes, one thread each (default: 2, where there are 2 cores)"
+    )
     found.add_argument(
         "--distill",
         type=float,
@@ -72,7 +80,14 @@ def parser(description: str, out: str, names: Sequence[str]) -> argparse.Argumen
     return found
 
 
-def reproduce(network: str, epochs: int, entries: dict[str, Entry], given: argparse.Namespace) -> int:
+def control(rates: tuple[float, ...], rate: float, epochs: int) -> Entry:
+    """The float network itself, trained on as compressed ones are: what more training alone is worth."""
+    return Entry("float, trained on", "float", rates, rate, epochs)
+
+
+def reproduce(
+    network: str, epochs: int, entries: dict[str, Entry], given: argparse.Namespace, published: str = ""
+) -> int:
     """Train and print; the exit code: 0 done, 2 bad input, 130 interrupted.
 
     Args:
@@ -80,6 +95,7 @@ def reproduce(network: str, epochs: int, entries: dict[str, Entry], given: argpa
         epochs: of the float network.
         entries: what --methods may name.
         given: the command line.
+        published: what others report of the float network on MNIST, as text.
     """
     try:
         if given.seeds < 1:
@@ -90,8 +106,7 @@ def reproduce(network: str, epochs: int, entries: dict[str, Entry], given: argpa
         if given.quick:
             floating = replace(floating, epochs=1, n_train=QUICK_IMAGES)
             chosen = [replace(entry, epochs=entry.epochs and 1, rates=entry.rates[:1]) for entry in chosen]
-        show = _tuned if given.tune else _tables
-        print(show(chosen, floating, given))
+        print(_tuned(chosen, floating, given) if given.tune else _tables(chosen, floating, given, published))
     except KeyboardInterrupt:
         print(f"\nstopped. Finished runs are kept in {given.out}: the same command resumes.", file=sys.stderr)
         return 130
@@ -134,7 +149,7 @@ def _tuned(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespa
     return f"{note}\n\n{markdown(('method', 'rate: error', 'best', 'in use'), lines)}"
 
 
-def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespace) -> str:
+def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespace, published: str) -> str:
     """Test errors, sizes and modeled energies, mean over seeds."""
     seeds = [replace(floating, seed=seed) for seed in range(given.seeds)]
     jobs = [entry.job(seed, entry.rate, given.distill) for entry in entries for seed in seeds]
@@ -161,7 +176,7 @@ def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namesp
     before = [
         "float",
         points(_interval([1 - r.before.accuracy for r in firsts], firsts[0])),
-        *("", "", ""),
+        *("", published if goals else "", ""),
         f"{firsts[0].before.bytes:,}",
         *("1.0", ""),
         f"{1e6 * firsts[0].before.joules:.2f}",
@@ -177,6 +192,8 @@ def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namesp
         "are those of the files, read back. Energy is modeled, of one inference that passes over weights of 0. "
         f"{given.distill:.0%} of the loss of trained methods compares with the float network's scores."
     )
+    if any(entry.method == "float" for entry in entries):
+        note += " What “float, trained on” gains on “float”, longer training gains: no compression does."
     return f"{note}\n\n{markdown(head, [before, *lines])}"
 
 
