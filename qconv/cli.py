@@ -125,7 +125,7 @@ def compress(
     network: Annotated[str, typer.Option(help="lenet5 or lenet300")] = "lenet5",
     method: Annotated[
         str,
-        typer.Option(help="a quantizer (int8, lsq2, twn, xnor, ...), dfq, prune, share; joined: prune+share+huffman"),
+        typer.Option(help="a quantizer (int8, lsq2, twn, ...), dfq, float, prune, share; joined: prune+share+huffman"),
     ] = "int8",
     bits: Annotated[
         int | None, typer.Option(min=1, help="of a quantizer's family (--method lsq), dfq or share")
@@ -176,6 +176,8 @@ def compress(
         raise typer.Exit(130) from None
     where = files(job, out)
     console.print(f"{network} on {dataset}, {job.recipe().method}, seed {seed}: {record.n_fit:,} training images")
+    if record.report:
+        print(f"{record.report}\n")
     print(comparison(record.before, record.after))
     for name, path in (("Model", where.model), ("Record", where.record)):
         console.print(f"{name}: {path}", soft_wrap=True, highlight=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from classical.data_free import Report
 from classical.pruning.masks import private_copy
 from classical.storage.models import load_model, save_model
 from qconv.data import Split
@@ -59,6 +60,7 @@ class Compressed:
         recipe: how it was made; `load_compressed` needs it.
         before, after: the float model, and the compressed one.
         seconds: wall-clock s of compressing, training included.
+        report: what data-free quantization did to which layers, and what it left out; None of other methods.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class Compressed:
     before: Measures
     after: Measures
     seconds: float
+    report: Report | None = None
 
     @property
     def ratio(self) -> float:
@@ -116,7 +119,17 @@ def compress(
     """
     chosen = recipe(method, bits=bits, sparsity=sparsity, epochs=epochs, lr=lr, distill=distill)
     start = time.perf_counter()
-    small = carry_out(chosen, model, *data.train, batch_size=batch_size, seed=seed, skip=skip, progress=progress)
+    reports: list[Report] = []
+    small = carry_out(
+        chosen,
+        model,
+        *data.train,
+        batch_size=batch_size,
+        seed=seed,
+        skip=skip,
+        progress=progress,
+        on_report=reports.append,
+    )
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "before", Path(folder) / "after"
@@ -131,6 +144,7 @@ def compress(
             measure(model, data, before.stat().st_size),
             measure(small, data, after.stat().st_size),
             seconds,
+            reports[0] if reports else None,
         )
 
 

@@ -118,6 +118,7 @@ class Record:
         n_fit: training images.
         float_seconds, seconds: wall-clock s of training the float network, and of compressing it.
         versions: of Python and the packages that the numbers depend on.
+        report: a table of what data-free quantization did and left out; empty of other methods.
     """
 
     job: Job
@@ -127,6 +128,7 @@ class Record:
     float_seconds: float
     seconds: float
     versions: dict[str, str] = field(default_factory=dict)
+    report: str = ""
 
     def to_json(self) -> str:
         """As JSON, in the order of the fields."""
@@ -265,7 +267,8 @@ def run_job(job: Job, out: Path, data_dir: Path | None = None, progress: Progres
     where = files(job, out)
     made.save(where.model)
     n_fit = len(split.train.labels)
-    record = Record(job, made.before, made.after, n_fit, float_seconds, made.seconds, _versions())
+    report = "" if made.report is None else str(made.report)
+    record = Record(job, made.before, made.after, n_fit, float_seconds, made.seconds, _versions(), report)
     write_atomically(where.record, record.to_json().encode())
     return record
 

@@ -2,7 +2,8 @@
 
 A method is one step, or several joined by "+":
     QUANTIZER   a name of `classical.quantizer_names()`: layers become QuantizedConv2d and QuantizedLinear
-    dfq         data-free quantization: no image is looked at
+    dfq         data-free quantization: of the images, the smallest and the largest number are all that is looked at
+    float       nothing is compressed, only trained on as a quantizer is: what the training alone is worth
     prune       the smallest weights become zero while the model trains, ever fewer at a time
     share       the weights of a layer take few values, which are then trained
     huffman     the codes in the file are words of unequal length
@@ -26,12 +27,12 @@ from torch.nn.utils import parametrize
 from circuits.naming import unknown
 from classical.calibration import calibrate
 from classical.convert import quantize
-from classical.data_free import data_free_quantize
-from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.data_free import Report, data_free_quantize
 from classical.pruning.masks import finalize, keep_zeros, private_copy, prunable
 from classical.pruning.schedules import CubicSchedule, MagnitudePruner
 from classical.quantizers import quantizer, quantizer_names
 from classical.storage.sharing import share_parameter
+from qconv.compression_checks import SIGNS, check_inputs
 from qconv.train import fit
 
 LEAST_STEPS = 1000
@@ -48,12 +49,12 @@ _AFTER = {  # what may follow each kind of step
     "share": ("huffman",),
     "quantize": ("huffman",),
     "dfq": ("huffman",),
+    "float": (),
     "huffman": (),
 }
-_EPOCHS = {"prune": 30, "share": 5, "quantize": 4}
+_EPOCHS = {"prune": 30, "share": 5, "quantize": 4, "float": 4}
 _AGAIN = 6  # a method that trains twice trains so many times shorter the second time
-_RATES = {"prune": 2e-3, "share": 1e-3, "quantize": 1e-3}
-_SIGNS = ("bnn", "xnor")
+_RATES = {"prune": 2e-3, "share": 1e-3, "quantize": 1e-3, "float": 1e-3}
 _SIGN_RATE = 2e-3  # latent weights that have to change sign take larger steps
 _BITS = {"share": 4, "dfq": 8, "int": 8, "lsq": 2, "dorefa": 2, "rq": 4, "rq_st": 2, "lq": 2, "hwgq": 2}
 _SPARSITY = 0.9
@@ -91,7 +92,7 @@ class Recipe:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Kinds of its steps: "prune", "share", "quantize", "dfq", "huffman"."""
+        """Kinds of its steps: "prune", "share", "quantize", "dfq", "float", "huffman"."""
         return tuple(_kind(step) for step in self.method.split("+"))
 
     @property
@@ -116,7 +117,7 @@ class Recipe:
         """Highest learning rate of one step."""
         if self.lr is not None:
             return self.lr
-        return _SIGN_RATE if step == "quantize" and self.activation in _SIGNS else _RATES[step]
+        return _SIGN_RATE if step == "quantize" and self.activation in SIGNS else _RATES[step]
 
 
 def recipe(
@@ -139,8 +140,8 @@ def recipe(
         bits: of a quantizer's family, of shared values, or of data-free quantization.
         sparsity: share of the weights to prune, above 0 and below 1; 0.9 by default.
         epochs: passes over the images of the first step that trains, 0 for a quantizer that is only calibrated. By
-            default 4 for a quantizer (none for intN of 8 bits and more), 30 for pruning, 5 for sharing. A second step
-            trains a sixth as long.
+            default 4 for a quantizer (none for intN of 8 bits and more) and float, 30 for pruning, 5 for sharing. A
+            second step trains a sixth as long.
         lr: highest learning rate; by default 0.002 for pruning and signs, 0.001 otherwise.
         distill: share of the loss that compares scores with the float model's, 0 to 1.
 
@@ -156,7 +157,7 @@ def recipe(
         if after not in _AFTER[before]:
             raise ValueError(
                 f"method {method!r} has {after} after {before}: prune first, then share or a quantizer, then huffman; "
-                "dfq comes alone or before huffman"
+                "dfq comes alone or before huffman, float alone"
             )
     if kinds == ["huffman"]:
         raise ValueError("method 'huffman' alone changes nothing: put it behind another step, as in 'share+huffman'")
@@ -175,8 +176,10 @@ def recipe(
     weight, activation, edges = (None, None, None) if name is None else _quantizers(name)
     if epochs == 0 and activation is not None and not activation.startswith("int"):
         raise ValueError(f"epochs is 0 but {activation!r} learns its levels in training: give at least 1")
-    if "prune" in kinds and weight is not None and quantizer(weight).format == "binary":
-        raise ValueError(f"method {method!r} prunes weights to 0 but {name!r} has only signs: choose another quantizer")
+    if "prune" in kinds and weight is not None and not _keeps_zeros(weight):
+        raise ValueError(
+            f"method {method!r} prunes weights to 0 but {name!r} turns 0 into other weights: choose another quantizer"
+        )
     own_bits = next((_BITS[kind] if bits is None else bits for kind in kinds if kind in ("share", "dfq")), None)
     pruned = (_SPARSITY if sparsity is None else sparsity) if "prune" in kinds else None
     return Recipe("+".join(steps), weight, activation, edges, own_bits, pruned, epochs, lr, distill)
@@ -186,7 +189,7 @@ def method_names() -> tuple[str, ...]:
     """Steps that a method may consist of."""
     weights, activations = (quantizer_names(role) for role in ("weight", "activation"))
     hwgq = [name for name in activations if name.startswith("hwgq")]
-    return (*(name for name in weights if name != "float"), *hwgq, "dfq", "prune", "share", "huffman")
+    return (*(name for name in weights if name != "float"), *hwgq, "dfq", "float", "prune", "share", "huffman")
 
 
 def _kind(step: str) -> str:
@@ -221,6 +224,12 @@ def _quantizers(name: str) -> tuple[str, str, tuple[str, str] | None]:
     return name, activation, ("int8", "int8")
 
 
+def _keeps_zeros(weight: str) -> bool:
+    """Whether a weight of 0 stays 0, by what the quantizer does."""
+    weights = torch.arange(-50.0, 51.0)[None]
+    return not quantizer(weight).eval()(weights)[weights == 0].any()
+
+
 def _is_wide_integer(weight: str | None) -> bool:
     """Whether rounding costs so little that calibration will do."""
     return weight is not None and weight.startswith("int") and quantizer(weight).bits >= 8
@@ -229,7 +238,14 @@ def _is_wide_integer(weight: str | None) -> bool:
 # --- carrying it out -------------------------------------------------------------------------------------------------
 
 
-def structure(model: nn.Module, chosen: Recipe, *, skip: Collection[str] = ()) -> nn.Module:
+def structure(
+    model: nn.Module,
+    chosen: Recipe,
+    *,
+    skip: Collection[str] = (),
+    input_range: tuple[float, float] | None = None,
+    on_report: Callable[[Report], object] | None = None,
+) -> nn.Module:
     """A copy of a float model with the layers that the recipe ends with, untrained: what its file is loaded into.
 
     In front of signs (bnn, xnor) nn.ReLU becomes nn.Hardtanh: the sign of what ReLU hands on is always +1.
@@ -238,10 +254,15 @@ def structure(model: nn.Module, chosen: Recipe, *, skip: Collection[str] = ()) -
         model: a float model.
         chosen: the recipe.
         skip: names of layers to leave float.
+        input_range: for data-free quantization, which trains nothing: smallest and largest number of the images; each
+            image has its own range unless given.
+        on_report: called with what data-free quantization did to which layers, and what it left out.
     """
     if "dfq" in chosen.steps:
         assert chosen.bits is not None
-        found: nn.Module = data_free_quantize(model, bits=chosen.bits, skip=skip)[0]
+        found, report = data_free_quantize(model, bits=chosen.bits, skip=skip, input_range=input_range)
+        if on_report is not None:
+            on_report(report)
         return found
     if chosen.weight is None or chosen.activation is None:
         return private_copy(model)
@@ -253,7 +274,7 @@ def structure(model: nn.Module, chosen: Recipe, *, skip: Collection[str] = ()) -
         last=chosen.edges,
         skip=tuple(skip),
     )
-    if chosen.activation in _SIGNS:
+    if chosen.activation in SIGNS:
         for module in list(small.modules()):
             for name, child in module.named_children():
                 if type(child) is nn.ReLU:
@@ -271,21 +292,27 @@ def carry_out(
     seed: int = 0,
     skip: Collection[str] = (),
     progress: Progress | None = None,
+    on_report: Callable[[Report], object] | None = None,
 ) -> nn.Module:
     """Compress a copy of a float model.
 
     Args:
         chosen: what to do.
         model: (B, C, H, W) -> (B, classes), trained; it stays as it is.
-        images: (N, C, H, W), to train on and to calibrate ranges with; data-free quantization looks at none.
+        images: (N, C, H, W), to train on and to calibrate ranges with; data-free quantization takes the smallest and
+            the largest number alone.
         labels: (N,), int64.
         batch_size: images a step.
         seed: of the order of the images and of all else that is drawn.
         skip: names of layers to leave as they are.
         progress: called after each epoch.
+        on_report: as for `structure`.
 
     Returns:
         The compressed model in eval mode; pruned weights are zeros, shared ones equal numbers.
+
+    Raises:
+        ValueError: a method that the model does not suit.
     """
     epochs = chosen.schedule(len(images), batch_size)
     small = private_copy(model)
@@ -320,10 +347,13 @@ def carry_out(
             elif step == "share":
                 _share(small, chosen, skip, train)
             elif step == "dfq":
-                small = structure(small, chosen, skip=skip)
+                ends = (float(images.min()), float(images.max()))
+                small = structure(small, chosen, skip=skip, input_range=ends, on_report=on_report)
+            elif step == "float":
+                train("float")
             elif step == "quantize":
                 small = structure(small, chosen, skip=skip)
-                _check_signs(small, images[:batch_size])
+                check_inputs(small, images[:batch_size])
                 if chosen.sparsity is not None:
                     keep_zeros(small, skip)
                 if epochs["quantize"]:
@@ -392,28 +422,3 @@ def _share(small: nn.Module, chosen: Recipe, skip: Collection[str], train: Calla
     train("share")
     for layer in layers.values():
         parametrize.remove_parametrizations(layer, "weight")
-
-
-@torch.no_grad()
-def _check_signs(small: nn.Module, images: Tensor) -> None:
-    """See that no layer takes signs of what cannot be negative: they would all be +1.
-
-    Raises:
-        ValueError: one does.
-    """
-    least: dict[str, float] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: least.update({name: float(inputs[0].min())}))
-        for name, layer in small.named_modules()
-        if isinstance(layer, QuantizedConv2d | QuantizedLinear) and layer.activation_quantizer.format == "binary"
-    ]
-    if hooks:
-        small.eval()(images)
-    for hook in hooks:
-        hook.remove()
-    for name, smallest in least.items():
-        if smallest >= 0:
-            raise ValueError(
-                f"the inputs of layer {name!r} are {smallest:g} or more, so that all their signs would be +1: make the "
-                "activation before it a module nn.ReLU, which is then replaced, or one with negative values"
-            )

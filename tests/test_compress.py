@@ -12,6 +12,7 @@ from torch import nn
 
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.pruning import sparsity
+from classical.quantizers import quantizer_names
 from classical.storage import sizes
 from qconv.compression import comparison, compress, load_compressed, measure
 from qconv.data import load_dataset
@@ -118,7 +119,11 @@ def test_every_method_has_a_recipe():
         ({"method": "prune+dfq"}, "dfq comes alone or before huffman"),
         ({"method": "huffman"}, "alone changes nothing"),
         ({"method": "huffman+prune"}, "has prune after huffman"),
-        ({"method": "prune+bnn"}, "'bnn' has only signs"),
+        ({"method": "prune+bnn"}, "'bnn' turns 0 into other weights"),
+        ({"method": "prune+dorefa2"}, "'dorefa2' turns 0 into other weights"),
+        ({"method": "prune+hwgq2"}, "'hwgq2' turns 0 into other weights"),
+        ({"method": "float+huffman"}, "has huffman after float"),
+        ({"method": "float", "epochs": 0}, "epochs is 0 but method 'float' takes 1 or more"),
         ({"method": "twn", "bits": 2}, "bits is 2 but method 'twn' leaves no choice of bits"),
         ({"method": "twn", "sparsity": 0.5}, "sparsity is 0.5 but method 'twn' prunes nothing"),
         ({"method": "prune", "sparsity": 1.0}, "sparsity is 1.0 but must be above 0 and below 1"),
@@ -131,6 +136,23 @@ def test_every_method_has_a_recipe():
 def test_recipes_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         recipe(**arguments)
+
+
+@pytest.mark.parametrize("name", quantizer_names())
+def test_only_quantizers_that_keep_zeros_follow_pruning(name):
+    if name == "float":
+        return
+    weights = torch.randn(1, 200, generator=torch.Generator().manual_seed(0))
+    weights[:, ::4] = 0
+    layer = QuantizedLinear(200, 1, weight=name)
+    with torch.no_grad():
+        layer.weight.copy_(weights)
+    layer.weight_quantizer.fit(layer.weight)
+    if layer.eval().quantized_weight()[weights == 0].any():
+        with pytest.raises(ValueError, match=f"prunes weights to 0 but '{name}' turns 0 into other weights"):
+            recipe(f"prune+{name}")
+    else:
+        assert recipe(f"prune+{name}").weight == name
 
 
 # --- what a step does to a model ---
@@ -180,6 +202,51 @@ def test_layers_of_a_quantized_model(data, convolutional):
     assert not small.training
     whole = carry_out(recipe("dorefa2", epochs=1), convolutional, *data.train, skip=("fc1",))
     assert type(whole.get_submodule("fc1")) is nn.Linear
+
+
+def test_float_is_trained_on_as_quantizers_are(data, dense):
+    trained = carry_out(recipe("float", epochs=2), dense, *data.train, batch_size=50, seed=3)
+    assert type(trained.fc1) is nn.Linear
+    unrounded = replace(recipe("lsq2", epochs=2), weight="float", activation="float", edges=None)
+    expected = carry_out(unrounded, dense, *data.train, batch_size=50, seed=3)
+    assert isinstance(expected.fc1, QuantizedLinear)
+    assert all(torch.equal(p, trained.state_dict()[name]) for name, p in weights(expected).items())
+    assert not torch.equal(trained.fc1.weight, dense.fc1.weight)
+    for n_images in (10_000, 1_000_000):
+        schedules = [recipe(method).schedule(n_images, 100) for method in ("float", "lsq2")]
+        assert list(schedules[0].values()) == list(schedules[1].values())
+    assert recipe("float").rate("float") == recipe("lsq2").rate("quantize")
+
+
+@pytest.mark.parametrize("method", ["prune+lsq4", "prune+rq4", "prune+lsq2"])
+def test_steps_of_pruned_weights_start_from_those_that_are_left(method, data, dense):
+    pruned = carry_out(recipe("prune", sparsity=0.9, epochs=6), dense, *data.train, batch_size=50)
+    layer = structure(pruned, recipe(method, sparsity=0.9, epochs=6)).fc2
+    left = layer.weight.detach()[layer.weight != 0]
+    assert len(left) < 0.3 * layer.weight.numel()
+    grid = torch.tensor(layer.weight_quantizer.grid)
+
+    def error(step):
+        return (left[:, None] - step * grid).abs().amin(1).square().sum()
+
+    steps = torch.linspace(0.001, 1, 2000) * left.abs().max()
+    found = error(layer.weight_quantizer.step.detach())
+    assert found <= 1.03 * min(error(step) for step in steps)
+    assert found < 0.5 * error(2 * layer.weight.detach().abs().mean() / grid[-1] ** 0.5)
+
+
+@pytest.mark.parametrize("method", ["lsq2", "rq_st2", "dorefa2", "hwgq2", "lq2", "dorefa1"])
+def test_negative_inputs_are_not_lost_silently(method, data):
+    def build(activation):
+        layers = nn.Conv2d(1, 4, 3), activation, nn.Conv2d(4, 4, 3), activation, nn.Flatten(), nn.Linear(64, 10)
+        return nn.Sequential(*layers)
+
+    for activation in (nn.Tanh(), nn.LeakyReLU()):
+        with pytest.raises(ValueError, match=rf"layer '2' go down to -.*'{method}' has no level below 0"):
+            carry_out(recipe(method, epochs=1), build(activation), *data.train)
+    small = carry_out(recipe(method, epochs=1), build(nn.ReLU()), *data.train)
+    assert small[2].activation_quantizer.name == method
+    assert type(carry_out(recipe(method, epochs=1), build(nn.Tanh()), *data.train, skip=("2",))[2]) is nn.Conv2d
 
 
 def test_signs_see_negative_numbers(data, convolutional):
@@ -279,6 +346,7 @@ def test_progress_is_told_step_by_step(data, dense):
     [
         ("int8", {}),
         ("dfq", {}),
+        ("lq2", FEW),
         ("twn", FEW),
         ("ttq", FEW),
         ("lsq2", FEW),
@@ -301,6 +369,20 @@ def test_the_file_is_the_model(method, options, data, convolutional, tmp_path):
     assert made.ratio == made.before.bytes / made.after.bytes > 3.5
     assert made.after.joules < made.before.joules
     assert str(made) == comparison(made.before, made.after)
+
+
+def test_data_free_quantization_knows_the_input_range_and_reports(data, convolutional):
+    made = compress(convolutional, data, method="dfq")
+    quantized = made.model.conv1.activation_quantizer
+    assert (float(quantized.low), float(quantized.high)) == (
+        float(data.train.images.min()),
+        float(data.train.images.max()),
+    )
+    ranges = {entry.layers: entry.done for entry in made.report.entries if entry.step == "range"}
+    assert ranges.keys() == {"conv1", "conv2", "fc1", "fc2"}
+    assert ranges["conv1"]
+    assert any(entry.step == "fold" for entry in made.report.entries)
+    assert compress(convolutional, data, method="int8").report is None
 
 
 def test_biases_are_rounded_for_the_smallest_file_and_measured_so(data, dense):

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from qconv.cli import main
-from qconv.compression import comparison
+from qconv.compression import Measures, comparison
 from qconv.compression_runs import FloatJob, Job, Record, files, float_model, load_job, load_record, run_job, run_jobs
 from qconv.data import load_dataset
 from qconv.processes import in_processes
@@ -149,6 +149,22 @@ def test_the_command_trains_compresses_and_says_where_the_files_are(tmp_path, ca
     assert record_file.read_bytes() == before
 
 
+def test_the_command_shows_what_data_free_quantization_left_out(tmp_path, capsys):
+    arguments = ["compress", "--float-epochs", "1", "--n-train", "50", "--method", "dfq", "--out", str(tmp_path)]
+    for _ in range(2):  # the second time from the record
+        code, said, _ = call(capsys, *arguments)
+        assert code == 0
+        rows = [line.split()[:3] for line in said.splitlines()]
+        assert ["range", "conv1", "done"] in rows
+        assert ["range", "conv2", "skipped"] in rows
+    (record_file,) = tmp_path.glob("*.json")
+    record = Record.from_json(record_file.read_text())
+    assert record.report in said
+    old = json.loads(record.to_json())
+    del old["report"]  # as written before there were reports
+    assert replace(record, report="") == Record.from_json(json.dumps(old))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -202,9 +218,12 @@ def cells(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize(("name", "methods"), [("quantized_lenet", ("int8", "twn")), ("pruned_lenet", ("12x", "19x"))])
+@pytest.mark.parametrize(
+    ("name", "methods"), [("quantized_lenet", ("float", "int8", "twn")), ("pruned_lenet", ("12x", "19x"))]
+)
 def test_a_smoke_run_of_a_script_prints_what_the_records_hold(name, methods, tmp_path, script):
-    options = ["--dataset", "digits", "--quick", "--methods", ",".join(methods), "--seeds", "2", "--out", tmp_path]
+    options = ["--dataset", "digits", "--quick", "--methods", ",".join(methods), "--seeds", "2", "--workers", "1"]
+    options += ["--out", tmp_path]
     code, said, _ = script(name, *options)
     assert code == 0
     assert "300 training, 359 test images; mean of 2 seeds" in said
@@ -227,7 +246,7 @@ def test_a_smoke_run_of_a_script_prints_what_the_records_hold(name, methods, tmp
 
 
 def test_tuning_shows_validation_errors_and_the_rate_in_use(tmp_path, script):
-    options = ["--dataset", "digits", "--quick", "--tune", "--methods", "int8", "--out", tmp_path]
+    options = ["--dataset", "digits", "--quick", "--tune", "--methods", "int8", "--workers", "1", "--out", tmp_path]
     code, said, _ = script("quantized_lenet", *options)
     assert code == 0
     (record,) = (Record.from_json(path.read_text()) for path in tmp_path.glob("*.json"))
@@ -238,7 +257,7 @@ def test_tuning_shows_validation_errors_and_the_rate_in_use(tmp_path, script):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("quantized_lenet", ["--methods", "int3"], "unknown --methods 'int3': valid are int8, twn"),
+        ("quantized_lenet", ["--methods", "int3"], "unknown --methods 'int3': valid are float, int8, twn"),
         ("pruned_lenet", ["--seeds", "0"], "--seeds is 0"),
         ("pruned_lenet", ["--dataset", "minst"], "did you mean 'mnist'"),
         ("quantized_lenet", ["--workers", "0", "--dataset", "digits"], "workers must be at least 1, but is 0"),
@@ -257,7 +276,42 @@ def test_rates_in_use_are_among_those_tried(name, monkeypatch):
     entries = importlib.import_module(name).ENTRIES
     for entry in entries.values():
         assert entry.rate in entry.rates
-        assert entry.goal is not None
+        assert (entry.goal is None) == (entry.method == "float")
+
+
+@pytest.mark.parametrize("name", ["quantized_lenet", "pruned_lenet"])
+def test_the_control_trains_as_long_and_on_the_same_scores_as_compressed_networks(name, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    entries = importlib.import_module(name).ENTRIES
+    control = entries["float"].job(FLOAT, entries["float"].rate, 0.7)
+    others = [entry.job(FLOAT, entry.rate, 0.7) for entry in entries.values() if entry.method != "float"]
+    trained = [job.recipe() for job in others if job.epochs != 0]
+    assert control.recipe().schedule(60_000, 128) == {"float": trained[0].epochs}
+    for recipe in trained:
+        assert recipe.epochs == control.epochs
+        assert recipe.distill == control.recipe().distill == 0.7
+    assert control.lr in {job.lr for job in others}
+
+
+@pytest.mark.parametrize(("dataset", "shown"), [("mnist", True), ("digits", False)])
+def test_published_figures_stand_beside_those_of_mnist(dataset, shown, tmp_path, script, monkeypatch):
+    def made(jobs, out, **_):
+        measured = Measures(0.99, 0.99, 10_000, 10_000, 1000, {"fp32*fp32": 1}, 1.0, 1e-6, 1e-6, 1e-6)
+        return [Record(job, measured, replace(measured, bytes=500), 60_000, 60.0, 60.0) for job in jobs]
+
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.setattr(importlib.import_module("compressions"), "run_jobs", made)
+    code, said, _ = script("quantized_lenet", "--dataset", dataset, "--out", tmp_path)
+    assert code == 0
+    published = {row[0].split(" (`")[0]: row[3] for row in cells(said)[2:]}
+    assert published["float"] == "0.64" * shown
+    assert published["RQ-ST 2/2"] == "0.63" * shown
+    assert published["TWN, activations int8"] == "0.65, activations float" * shown
+    assert published["int8, calibrated only"] == "0.56, RQ-ST 8/8" * shown
+    assert published["float, trained on"] == ""
+    assert "What “float, trained on” gains on “float”" in said
+    _, said, _ = script("quantized_lenet", "--dataset", dataset, "--methods", "lsq2", "--out", tmp_path)
+    assert "trained on" not in said
 
 
 @pytest.mark.data
@@ -267,5 +321,5 @@ def test_scripts_train_on_all_images_and_look_at_the_test_part(tmp_path, script,
     monkeypatch.setattr(module, "run_job", lambda job, **_: seen.append(job) or 1 / 0)
     monkeypatch.setattr(module, "_train_only", lambda job, **_: None)
     with pytest.raises(ZeroDivisionError):
-        script("pruned_lenet", "--out", tmp_path)
+        script("pruned_lenet", "--workers", "1", "--out", tmp_path)
     assert (seen[0].float_job.dataset, seen[0].float_job.validate, seen[0].float_job.n_train) == ("mnist", False, None)

@@ -214,7 +214,9 @@ def test_errors() -> None:
     x = sample(2, 2, 5, 5)
     with pytest.raises(ValueError, match="no integer twin of Conv2d: use QuantizedConv2d"):
         integer_twin(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match=r"has seen no range yet: run a batch through it in train\(\)"):
+    with pytest.raises(
+        ValueError, match=r"has seen no range yet: calibrate\(\) the network, or run a batch in train\(\)"
+    ):
         integer_twin(conv(2, 2, 3))
     for names in ({"weight": "float"}, {"activation": "float"}):
         with pytest.raises(ValueError, match="'float' values have no integer codes"):

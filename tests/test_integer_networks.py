@@ -289,6 +289,8 @@ class Function(nn.Module):
 FUNCTIONS: dict[str, Any] = {
     "method": lambda x: x.relu().contiguous(),
     "max": lambda x: F.max_pool2d(x, 2),
+    "overlapping max": lambda x: F.max_pool2d(x, (2, 3), stride=(1, 2), padding=1, dilation=(2, 1), ceil_mode=True),
+    "adaptive max": lambda x: F.adaptive_max_pool2d(x.relu(), (3, 2)),
     "average": lambda x: F.avg_pool2d(F.relu6(x), 3, stride=2),
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, (2, 1)),
     "mean": lambda x: x.mean((2, 3), keepdim=True),
@@ -314,6 +316,24 @@ def test_functions_between_layers(name: str) -> None:
     torch.testing.assert_close(network(x), model(x), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("size", [12, 28, 32])
+@pytest.mark.parametrize("pooling", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d((4, 2))])
+def test_pooling_of_images_of_any_size(pooling: nn.Module, size: int, kernels: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), pooling, nn.Conv2d(4, 3, 3, padding=1))
+        model = quantize(nn.Sequential(*layers)).double()
+        x = torch.rand(3, 1, size, size, dtype=torch.float64)
+        model(x)
+    model.eval()
+    network = integer_network(model, x, kernels=kernels)
+    expected, found = layer_codes(model, network, x)["3"]
+    assert (expected != found).double().mean() < 1e-3
+    assert (expected - found).abs().max() <= 1
+    torch.testing.assert_close(network(x), model(x), rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
@@ -322,6 +342,7 @@ def test_functions_between_layers(name: str) -> None:
         (F.leaky_relu, "'leaky_relu' cannot run in integers: leaky has no integer form here"),
         (lambda x: F.avg_pool2d(x, 3, padding=1), "'avg_pool2d' cannot run in integers: average pooling with padding"),
         (lambda x: F.adaptive_avg_pool2d(x, 4), r"windows of different sizes: \(6, 6\) pixels for \(4, 4\)"),
+        (lambda x: F.adaptive_max_pool2d(x, 4), r"windows of different sizes: \(6, 6\) pixels for \(4, 4\)"),
         (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "'pad' cannot run in integers: it pads with other than"),
         (lambda x: x + x[:, :1], r"it adds tensors of shapes \(2, 4, 6, 6\) and \(2, 1, 6, 6\): they must be equal"),
         (nn.BatchNorm2d(4, track_running_stats=False), "'function' cannot run in integers: batch norm without running"),
@@ -370,6 +391,15 @@ def test_networks_that_cannot_be_converted() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             integer_network(model, x)
+
+
+def test_pooling_of_features_is_refused() -> None:
+    # Its windows would mix channels, each of which has a scale of its own.
+    model = nn.Sequential(QuantizedLinear(6, 8, weight="int8_channel"), nn.MaxPool1d(2), QuantizedLinear(4, 2))
+    x = sample(3, 6)
+    model(x)
+    with pytest.raises(ValueError, match=r"'1' cannot run in integers: max pooling of shape \(3, 8\): images of 4"):
+        integer_network(model, x)
 
 
 @pytest.mark.data

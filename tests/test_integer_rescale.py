@@ -140,3 +140,25 @@ def test_rescaling_to_a_quantizer_gives_its_codes(name: str) -> None:
     assert (codes.int() + shift == expected).double().mean() > (0.999 if activation.bits <= 8 else 0.99)
     assert len(codes.unique()) > min(len(activation.grid), 100) // 4
     assert codes[0, 0] + shift == expected[0, 0]  # of exactly 0, where sign and HWGQ differ in which side it is on
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-12, 1e-38, 0.0])
+@pytest.mark.parametrize("name", ["hwgq1", "hwgq3", "hwgq4"])
+def test_channels_that_reach_far_less_than_the_thresholds(name: str, gain: float) -> None:
+    activation = quantizer(name, "activation").eval()
+    like = torch.zeros((), dtype=torch.float64)
+    factors, offset = torch.tensor([[1e-3, 1e-3 * gain]], dtype=torch.float64), torch.tensor([0.0, 0.3]).double()
+    step = rescale(factors, offset, torch.full((1, 2), 4000.0), activation, like, 0)
+    n = torch.arange(-4000, 4001, 7).int()[:, None].expand(-1, 2)
+    expected = activation.integers(n * factors[0] + offset).codes
+    wrong = step(n).int() != expected
+    assert not wrong[:, 1].any()
+    assert wrong[:, 0].sum() <= 1  # at a threshold
+    assert len(expected[:, 0].unique()) == len(activation.grid)
+
+
+def test_thresholds_must_ascend() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    code = input_code(quantizer("hwgq2", "activation"), one)
+    with pytest.raises(ValueError, match=r"thresholds are \[1.0, 1.0, 2.0\] but must be ascending"):
+        Compare(one, one[0], one, torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64), code, 0)

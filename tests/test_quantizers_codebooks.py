@@ -216,3 +216,21 @@ def test_lq_survives_a_batch_that_is_not_finite_and_unused_digits() -> None:
     constant = LQ(3)
     constant.fit(torch.full((2, 8), 0.3))
     torch.testing.assert_close(constant.eval()(torch.full((2, 8), 0.3)), torch.full((2, 8), 0.3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("role", ["weight", "activation"])
+def test_lq_waits_for_something_else_than_zeros(role: Any) -> None:
+    zeros, x = torch.zeros(4, 30), gaussian(120).reshape(4, 30).abs()
+    waited, fresh = LQ(2, role), LQ(2, role)
+    for _ in range(2):
+        assert not waited.train()(zeros).any()
+    assert not waited.calibrated
+    loaded = LQ(2, role).eval()
+    loaded.load_state_dict(waited.state_dict())
+    assert torch.equal(loaded(x), waited.eval()(x))
+    assert torch.equal(waited.train()(x), fresh.train()(x))
+    assert torch.equal(waited.basis, fresh.basis)
+    loaded.load_state_dict(waited.state_dict())
+    assert waited.calibrated
+    assert loaded.calibrated
+    assert torch.equal(loaded(x), waited.eval()(x))

@@ -1,5 +1,7 @@
 """Quantizers of evenly spaced levels against their equations, written again here in numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -294,3 +296,26 @@ def test_asymmetric_weights_use_every_code_of_their_range(bits: int, per_channel
     assert ((w - (codes - zero) * scale).abs() <= 1.0000001 * scale).all()
     narrow, _, _ = IntegerWeight(bits, per_channel).integers(w)
     assert narrow.abs().max() == 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["lsq2", "lsq3", "lsq4", "rq2", "rq4", "lsq8"])
+def test_steps_of_pruned_weights_minimize_the_error_of_those_that_are_left(name: str, dtype: torch.dtype) -> None:
+    dense = sample(40, 60, dtype=dtype)
+    left = dense.abs() >= dense.abs().flatten().kthvalue(round(0.9 * dense.numel())).values
+    q: Any = quantizer(name).to(dtype)
+    unfitted = q.eval()(dense * left).detach()
+    q.fit(dense * left)
+    torch.testing.assert_close(q(dense * left).detach(), unfitted)
+    kept, grid = dense[left].double().numpy(), np.array(q.grid)
+
+    def error(step: float) -> float:
+        return float(((kept[:, None] - step * grid) ** 2).min(1).sum())
+
+    best = min(error(step) for step in np.linspace(1e-3, 1.5, 1500) * np.abs(kept).max())
+    assert error(q.step.item()) <= (1.1 if name == "lsq8" else 1.03) * best
+    # Dense weights, and those of which a few happen to be 0, start as published.
+    dense[0, :3] = 0
+    q.fit(dense)
+    expected = 2 * dense.abs().mean().item() / q.grid[-1] ** 0.5
+    assert q.step.item() == pytest.approx(expected, rel=1e-6)

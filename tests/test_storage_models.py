@@ -450,3 +450,32 @@ def test_models_that_cannot_be_stored(tmp_path: Path) -> None:
         save_model(nn.Sequential(nn.ReLU(), Extra(2, 2)), tmp_path / "file")
     with pytest.raises(ValueError, match=r"the weight of LazyLinear\(.*\) has no shape yet: run a batch"):
         save_model(nn.Sequential(nn.LazyLinear(3)), tmp_path / "file")
+
+
+@pytest.mark.parametrize("weight", ["float", "int8", "ttq"])
+@pytest.mark.parametrize(
+    ("stored", "own"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float16),
+    ],
+)
+def test_a_model_of_other_numbers_is_refused(
+    tmp_path: Path, weight: str, stored: torch.dtype, own: torch.dtype
+) -> None:
+    save_model(trained(seeded(lambda: network(weight))).to(stored), tmp_path / "file")
+    other = seeded(lambda: network(weight), seed=1).to(own)
+    before = contents(other)
+    with pytest.raises(ValueError, match=rf"holds '0.* in {stored} but the model in {own}: turn the model's numbers"):
+        load_model(other, tmp_path / "file")
+    assert unchanged(before, other)
+
+
+def test_files_of_rounded_numbers_fit_the_model_that_they_are_of(tmp_path: Path) -> None:
+    for floats in (torch.float16, torch.bfloat16):
+        model = trained(seeded(network))
+        save_model(model, tmp_path / "file", floats=floats, biases="int8")
+        other = load_model(seeded(network, seed=1), tmp_path / "file")
+        assert torch.equal(other[1].weight, model[1].weight.to(floats).float())

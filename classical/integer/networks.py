@@ -22,9 +22,17 @@ from torch.nn import functional as F
 from classical.data_free.graph import Operation, label, operation
 from classical.integer.layers import layer_sums, weight_terms
 from classical.integer.rescale import INT32_MAX, Rescale, rescale, thresholds
-from classical.integer.steps import Clip, Encode, Scores, window_sums
+from classical.integer.steps import Clip, Encode, Largest, Scores, window_sums
 from classical.integer.sums import InputCode, Kernels, input_code
-from classical.integer.tracing import clip_bounds, impossible, pooling_window, shape_of, traced_quantized, zero_padding
+from classical.integer.tracing import (
+    clip_bounds,
+    impossible,
+    largest_window,
+    pooling_window,
+    shape_of,
+    traced_quantized,
+    zero_padding,
+)
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.quantizers import Quantizer
 
@@ -323,7 +331,8 @@ class _Builder:
         # An offset is the same for all that are compared.
         if isinstance(value, _Wide) and (len(value.nodes) > 1 or not (value.factors > 0).all()):
             value = self._single(node, value)
-        return self._mapped(value, lambda source: self._copied(node, source))
+        options = largest_window(self.traced, node)
+        return self._mapped(value, lambda source: self._call(label(node), Largest(options), source))
 
     def _mean(self, node: fx.Node, value: _Wide, detail: Any) -> _Value:
         kernel, stride = pooling_window(self.traced, node)

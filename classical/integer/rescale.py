@@ -57,6 +57,7 @@ class Rescale(nn.Module):
         dtype: of the result.
         trailing: axes behind the channels: 2 for images, 0 for vectors.
         kernels: "torch" for no compiled loops; see `integer_twin`.
+        room: how many steps of the result from 0 the integers must hold, at least.
 
     Attributes:
         multiplier: (terms, channels), int64.
@@ -83,6 +84,7 @@ class Rescale(nn.Module):
         dtype: torch.dtype,
         trailing: int,
         kernels: Kernels = "auto",
+        room: float = 0.0,
     ) -> None:
         super().__init__()
         self.low, self.high, self.dtype, self.trailing = low, high, dtype, trailing
@@ -92,7 +94,7 @@ class Rescale(nn.Module):
         # Large terms of small factors want more bits, so that rounding their multipliers moves a code in a million at
         # most; of a result that can lie far outside of its range, fewer fit.
         precise = (2.0**19 * (reach.sum(0) + 1)).log2().ceil().long()
-        bound = (factors.abs() * reach).sum(0) + offset.abs() + 1
+        bound = (factors.abs() * reach).sum(0) + offset.abs() + 1 + room
         shift = torch.minimum(torch.maximum(shift, precise), _HEADROOM - bound.log2().ceil().long()).clamp(max=62)
         error = (reach.sum(0) + 1) * torch.exp2(-shift.double() - 1)
         if not (error < 0.5).all():
@@ -150,6 +152,9 @@ class Compare(Rescale):
         factors, offset, reach: as for Rescale, in units of any size.
         thresholds: (codes - 1,), ascending, in the same units.
         code: of the result.
+
+    Raises:
+        ValueError: as for Rescale; thresholds that are not ascending.
     """
 
     thresholds: Tensor
@@ -157,7 +162,11 @@ class Compare(Rescale):
     def __init__(
         self, factors: Tensor, offset: Tensor, reach: Tensor, thresholds: Tensor, code: InputCode, trailing: int
     ) -> None:
-        super().__init__(factors, offset, reach, code.low, code.high, code.dtype, trailing)
+        if not (thresholds.diff() > 0).all():
+            raise ValueError(f"thresholds are {thresholds.tolist()} but must be ascending")
+        # A channel may reach far less than the thresholds: they must fit into the same integers.
+        room = float(thresholds.abs().max())
+        super().__init__(factors, offset, reach, code.low, code.high, code.dtype, trailing, room=room)
         self.step = code.step
         # The half step that the offset holds for rounding is passed on to the thresholds.
         unit = torch.exp2(self.shift.double())

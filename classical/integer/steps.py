@@ -1,7 +1,10 @@
 """What an integer network does between its layers, beside rescaling."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from classical.integer.sums import InputCode, per_channel, weighted
 from classical.quantizers import Quantizer
@@ -66,6 +69,26 @@ class Clip(nn.Module):
         """Integers of shape (batch, channels, ...)."""
         low, high = (per_channel(bound.to(x.dtype), self.trailing) for bound in (self.low, self.high))
         return torch.clamp(x, low, high)
+
+
+class Largest(nn.Module):
+    """Max pooling of integers.
+
+    Args:
+        options: of torch.nn.functional.max_pool2d: kernel_size, stride, padding, dilation, ceil_mode.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Integers of shape (batch, channels, height, width)."""
+        # With channels side by side torch counts pixels in the integers' own type, so that int8 would end at 127 of
+        # them; and planes of int8 take it fifty times as long as int32 of this layout.
+        wide = x.to(torch.int32, memory_format=torch.channels_last)
+        largest: Tensor = F.max_pool2d(wide, **self.options)
+        return largest.to(x.dtype)
 
 
 def window_sums(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:

@@ -1,6 +1,7 @@
 """What torch.fx sees of a network of quantized layers."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,20 +102,25 @@ def pooling_window(traced: fx.GraphModule, node: fx.Node) -> tuple[tuple[int, in
     Raises:
         ValueError: windows that are not all of one size, or reach beyond the border.
     """
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    if len(before) != 4:
-        raise impossible(node, f"average pooling of shape {tuple(before)}: images of 4 axes are needed")
-    options = _pooling_options(traced, node)
+    _need_images(node, "average pooling")
+    options = _pooling_options(traced, node, nn.AvgPool2d, (F.avg_pool2d,), _AVERAGE)
     if options is None:
-        rows, columns = tuple(after[2:]) or (1, 1)
-        if before[2] % rows or before[3] % columns:
-            raise impossible(node, f"windows of different sizes: {tuple(before[2:])} pixels for {(rows, columns)}")
-        kernel = (before[2] // rows, before[3] // columns)
+        kernel = _equal_windows(node)
         return kernel, kernel
-    kernel, stride, padding, ceil_mode, _, divisor = options
-    if any(_pair(padding)) or ceil_mode or divisor:
+    if any(_pair(options["padding"])) or options["ceil_mode"] or options["divisor_override"]:
         raise impossible(node, "average pooling with padding, ceil_mode or a divisor of its own")
-    return _pair(kernel), _pair(stride or kernel)
+    return _pair(options["kernel_size"]), _pair(options["stride"] or options["kernel_size"])
+
+
+def largest_window(traced: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
+    """Arguments of max pooling as torch.nn.functional.max_pool2d takes them, adaptive pooling included.
+
+    Raises:
+        ValueError: windows that are not all of one size.
+    """
+    _need_images(node, "max pooling")
+    options = _pooling_options(traced, node, nn.MaxPool2d, (F.max_pool2d, torch.max_pool2d), _LARGEST)
+    return {"kernel_size": _equal_windows(node)} if options is None else options
 
 
 def zero_padding(traced: fx.GraphModule, node: fx.Node) -> list[int]:
@@ -138,11 +144,41 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _pooling_options(traced: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
-    """Arguments of average pooling with windows of its own; None for means over all pixels and adaptive ones."""
-    options: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False}
-    options |= {"count_include_pad": True, "divisor_override": None}
+def _need_images(node: fx.Node, what: str) -> None:
+    before = tuple(shape_of(node.all_input_nodes[0]))
+    if len(before) != 4:
+        raise impossible(node, f"{what} of shape {before}: images of 4 axes are needed")
+
+
+def _equal_windows(node: fx.Node) -> tuple[int, int]:
+    """Windows of adaptive pooling, of which one over all pixels is a case.
+
+    Raises:
+        ValueError: they are not all of one size.
+    """
+    before, after = (tuple(shape_of(each)[2:]) for each in (node.all_input_nodes[0], node))
+    rows, columns = after or (1, 1)
+    if before[0] % rows or before[1] % columns:
+        raise impossible(node, f"windows of different sizes: {before} pixels for {(rows, columns)}")
+    return before[0] // rows, before[1] // columns
+
+
+_WINDOW: dict[str, Any] = {"kernel_size": None, "stride": None, "padding": 0}
+_AVERAGE = _WINDOW | {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+_LARGEST = _WINDOW | {"dilation": 1, "ceil_mode": False}
+
+
+def _pooling_options(
+    traced: fx.GraphModule,
+    node: fx.Node,
+    kind: type[nn.Module],
+    functions: tuple[Callable[..., Any], ...],
+    defaults: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Arguments of pooling with windows of its own; None of one over all pixels, or an adaptive one."""
     if node.op == "call_module":
         module = traced.get_submodule(str(node.target))
-        return tuple(getattr(module, name) for name in options) if isinstance(module, nn.AvgPool2d) else None
-    return _arguments(node.args[1:], node.kwargs, **options) if node.target is F.avg_pool2d else None
+        return {name: getattr(module, name) for name in defaults} if isinstance(module, kind) else None
+    if node.target not in functions:
+        return None
+    return dict(zip(defaults, _arguments(node.args[1:], node.kwargs, **defaults), strict=True))

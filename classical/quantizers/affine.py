@@ -1,10 +1,15 @@
 """Integers of any width: from the range of the data, or with a learned step."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
 from classical.quantizers.base import Codes, Learned, Quantizer, Role, passing, straight_through, usable, wide
+
+_PRUNED = 0.1  # share of zeros among weights from which they count as pruned: fewer hardly change a mean
+_STARTS, _TURNS = 10, 5  # of the search for the best step
 
 
 class IntegerWeight(Quantizer):
@@ -133,7 +138,8 @@ class IntegerActivation(Quantizer):
 class LearnedStep(Learned):
     """Multiples of one trained step, the code -Q_N at the lower end and Q_P at the upper one.
 
-    The step starts as 2 E|x| / sqrt(Q_P), of all weights or of the first batch.
+    The step starts as 2 E|x| / sqrt(Q_P), of all weights or of the first batch. Of pruned weights, a tenth or more of
+    them 0, it starts from those that are left, where it minimizes their squared error: the mean would be that of zeros.
 
     Args:
         name: as for Quantizer.
@@ -145,7 +151,7 @@ class LearnedStep(Learned):
     Raises:
         ValueError: bits out of range.
 
-    Source: Esser et al., arXiv:1902.08153, section 2.
+    Source: Esser et al., arXiv:1902.08153, section 2; for pruned weights the start is our choice.
     """
 
     marker = "step"
@@ -164,8 +170,14 @@ class LearnedStep(Learned):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Set the step from the mean |x|."""
-        self.step.copy_(self._initial(wide(x).abs().mean()))
+        """Set the step from the mean |x|, or from the weights that pruning left."""
+        real = wide(x)
+        self.step.copy_(self._of_weights(real) if self.roles == ("weight",) else self._initial(real.abs().mean()))
+
+    def _of_weights(self, real: Tensor) -> Tensor:
+        if not real.is_meta and 0 < int(real.count_nonzero()) <= (1 - _PRUNED) * real.numel():
+            return least_squares_step(real[real != 0], self.grid)
+        return self._initial(real.abs().mean())
 
     def scale(self, x: Tensor) -> Tensor:
         """The step for x: differentiable, of shape (), or (samples, 1, ...) of activations before anything is fitted.
@@ -175,9 +187,9 @@ class LearnedStep(Learned):
         """
         if self._fitted:
             return usable(wide(self.step).abs())
-        size = wide(x.detach()).abs()
         if self.roles == ("weight",):
-            return self._initial(size.mean())
+            return self._of_weights(wide(x.detach()))
+        size = wide(x.detach()).abs()
         require_batch(x)
         return self._initial(size.mean(tuple(range(1, x.dim())), keepdim=True))
 
@@ -219,6 +231,32 @@ class LSQ(LearnedStep):
         # d/ds: round(v) inside, where -v comes from x / s; -Q_N or Q_P outside. hardtanh passes nothing at its ends.
         rounded = straight_through(stated.codes, hardtanh(real / step, self.grid[0], self.grid[-1]))
         return (rounded * step).to(x.dtype)
+
+
+def least_squares_step(x: Tensor, grid: range) -> Tensor:
+    """The step s of least squared error between x and its nearest multiples of s on a grid of codes around 0.
+
+    For given codes c the best step is sum(x c) / sum(c^2), for a given step the nearest codes are best. Both are taken
+    in turn, from many steps: the error has several minima.
+
+    Args:
+        x: real numbers, not all 0.
+        grid: the codes, which hold 0.
+    """
+    real = x.detach().flatten()
+    best, least = real.abs().amax(), math.inf
+    for start in best / grid[-1] * torch.linspace(1, 0.1, _STARTS, dtype=real.dtype, device=real.device):
+        step = start
+        for _ in range(_TURNS):
+            codes = (real / step).clamp(grid[0], grid[-1]).round()
+            power = codes.square().sum()
+            if not power:
+                break
+            step = (real * codes).sum() / power
+        error = float((codes * step - real).square().sum())
+        if error < least:
+            best, least = step, error
+    return best
 
 
 def affine(x: Tensor, low: Tensor, high: Tensor, grid: range) -> Codes:

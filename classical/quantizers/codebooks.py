@@ -214,6 +214,11 @@ class LQ(Uneven):
             basis = self._least_squares(real, _above(real, _between(self._levels(basis)[0], real)), basis, dims)
         return basis
 
+    def fit(self, x: Tensor) -> None:
+        """Start the basis from x, unless x is all 0: no size is in that, and a basis of 0 stands for not fitted."""
+        if x.is_meta or x.any():
+            super().fit(x)
+
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Minimize the squared error of x."""
@@ -254,7 +259,7 @@ class LQ(Uneven):
             basis = self._basis(real)
             book, above = self._assign(real, basis)
             value = book.values().to(x.dtype)
-            if self.training and x.numel():
+            if self.training and self._fitted and x.numel():
                 moved = basis.lerp(self._least_squares(real, above, basis, self._dims(real)), self.momentum)
                 # A batch with NaN or infinity moves nothing.
                 self.basis.copy_(torch.where(moved.isfinite(), moved, basis))

@@ -5,7 +5,7 @@ otherwise parametrized weight its value, not what it is made from. A loaded mode
 """
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -165,7 +165,8 @@ def load_model(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         path: of the file.
 
     Raises:
-        ValueError: the file is damaged, or was written from another model.
+        ValueError: the file is damaged, or was written from another model: other names, shapes, quantizers or types of
+            numbers. Only a file of half precision, as `floats` makes it, fits a model of more.
         OSError: it cannot be read.
     """
     file = sizes(path)
@@ -173,6 +174,7 @@ def load_model(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         places = _places(model)
         _compare(file, places, path)
         found = read(path, max_bytes=_WIDEST * sum(place.value().numel() for place in places) + _SPARE_BYTES)
+        _compare_types(found, places, path)
         state: dict[str, Tensor] = {}
         for place in places:
             make_permanent(place.module, place.attribute)
@@ -281,6 +283,24 @@ def _compare(file: Sizes, places: list[_Place], path: str | os.PathLike[str]) ->
             raise ValueError(
                 f"{os.fspath(path)} holds {name!r} quantized by {there!r} but the model quantizes it by {here!r}: "
                 "build the model as the stored one was"
+            )
+
+
+def _compare_types(found: Mapping[str, Stored], places: list[_Place], path: str | os.PathLike[str]) -> None:
+    """Check that a file's numbers are of the model's types: the outputs would be others."""
+    for place in places:
+        stored, own = found[place.names[0]], place.value().dtype
+        if isinstance(stored, Tensor):
+            there, here = stored.dtype, own
+            rounded = there in (torch.float16, torch.bfloat16) and here in (torch.float32, torch.float64)
+        else:
+            # Scales and levels are of float32 at least.
+            there = (stored.scale if isinstance(stored, Codes) else stored.levels).dtype
+            here, rounded = torch.promote_types(own, torch.float32), False
+        if there != here and not rounded:
+            raise ValueError(
+                f"{os.fspath(path)} holds {place.names[0]!r} in {there} but the model in {here}: turn the model's "
+                "numbers into those of the file, by model.to()"
             )
 
 
