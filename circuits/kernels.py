@@ -72,6 +72,8 @@ def kernel(
     Raises:
         ValueError: For unknown names or options, or features that the wires do not hold.
     """
+    if wires < 1:
+        raise ValueError(f"kernel {name!r} was asked for {wires} wires: it needs at least 1")
     encoder = _encoder(encoding, wires, features)
     strings = find_readout(readout, wires).observables
     if not reupload:
