@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
 from qconv.backends.differentiation import METHODS, Differentiation
+from qconv.backends.memory import machine_memory
 from qconv.backends.pennylane_clifford import apply_clifford, turn_from_z, turn_to_z
 from qconv.backends.protocol import (
     Unsupported,
@@ -394,12 +394,12 @@ def _differentiates(target: Device, method: str) -> bool:
 
 def _check_memory(name: str, n_wires: int) -> None:
     """Raise Unsupported where one state of a device is larger than this machine's memory."""
-    if name not in (*_TORCH_DEVICES, "lightning.qubit") or not hasattr(os, "sysconf"):
+    if name not in (*_TORCH_DEVICES, "lightning.qubit"):
         return
     needed = 16 * 2 ** (n_wires * (2 if name == "default.mixed" else 1))
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    present = machine_memory()
     if needed > present:
         raise Unsupported(
             f"a state of {n_wires} wires takes {needed:,} bytes on PennyLane device {name!r} but this machine has "
-            f"{present:,}: use fewer wires, or device 'default.tensor'"
+            f"{present:,.0f}: use fewer wires, or device 'default.tensor'"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -22,6 +21,7 @@ from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized, with_free_angles
 from qconv.backends.clifford import check_fixed_gates, clifford_angles
 from qconv.backends.jobs import JobFailed, Run, run_in_jobs
+from qconv.backends.memory import machine_memory
 from qconv.backends.protocol import (
     Real,
     Unsupported,
@@ -429,7 +429,4 @@ def _memory(options: dict[str, Any]) -> float:
     """Bytes that a simulation may use."""
     if options.get("max_memory_mb"):
         return float(options["max_memory_mb"]) * 2**20
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):  # no such number on this system
-        return float("inf")
+    return machine_memory()
