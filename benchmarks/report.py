@@ -6,6 +6,7 @@ python -m benchmarks.report runs/benchmark.json --out docs
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -145,6 +146,15 @@ def markdown(record: Record) -> str:
             "\n".join(f"* {line}" for line in notes(record, name)),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def measured_on(machine: dict[str, Any]) -> str:
+    """When, on which machine and with which versions a record was measured, in a sentence or two."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Measured on {machine['date']}: {machine['cpu']}, {machine['cores']} cores, {machine['system']}, "
+        f"Python {machine['python']}. {versions}."
+    )
 
 
 def markdown_table(table: Sequence[Cells]) -> str:
