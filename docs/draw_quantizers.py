@@ -267,7 +267,8 @@ eval(): levels in color, the gradient with respect to the input in gray. Axes ar
 * Learned scales are stored and start from the weights when a layer is built, or from the first batch in train(). They
   are used by their absolute value, so no step of an optimizer makes them negative. Leave them out of weight decay,
   which would shrink the grid.
-* eval() is deterministic; in train() RQ draws noise, and ranges and bases (integers, LQ-Nets) move.
+* eval() is deterministic; in train() RQ draws noise, and ranges and bases (integers, LQ-Nets) move. Batch norms behind
+  RQ average noisy values: `qconv.reestimate` averages again without the noise, as `qconv.compress` does by itself.
 * Inputs in eval() that have seen no batch in train() and no `calibrate` take a range, step or basis from each sample:
   fine for a first look, and slower. `integer_network` and `export_onnx` refuse such layers, which have no constants
   (see [deployment](deployment.md)).

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qconv.binary_laws import Moments, handed_on, operations
 from qconv.binary_modules import StochasticBatchNorm1d, StochasticBatchNorm2d
@@ -113,21 +114,23 @@ def ensemble(model: nn.Module, n: int, generator: torch.Generator | None = None)
 
 
 def reestimate(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
-    """Replace the running statistics of a model's stochastic norms by their average over batches, in place.
+    """Replace the running statistics of a model's batch norms by their average over batches, in place.
 
-    Weights stay, and so do the modes of modules; after an error the statistics are what they were. Some 20 batches
-    serve a network with drawn weights.
+    The rest of the model computes as in eval(): what was trained with drawn weights or noise has other statistics
+    without. Weights stay, and so do the modes of modules; after an error the statistics are what they were. Some 20
+    batches serve a network with drawn weights.
 
     Args:
         model: Called on each batch.
         batches: Inputs, or sequences that begin with them, such as (images, labels).
 
     Raises:
-        ValueError: For a model without stochastic norms, or no batches.
+        ValueError: For a model without norms that keep running statistics, stochastic or torch's, or no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, StochasticBatchNorm1d | StochasticBatchNorm2d)]
+    kinds = (StochasticBatchNorm1d, StochasticBatchNorm2d, _BatchNorm)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.running_mean is not None]
     if not norms:
-        raise ValueError("model has 0 stochastic batch norms: there are no statistics to estimate")
+        raise ValueError("model has 0 batch norms with running statistics: there is nothing to estimate")
     modes = [(module, module.training) for module in model.modules()]
     before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     model.eval()

@@ -12,7 +12,7 @@ in this order: prune first, then share or QUANTIZER, then huffman, as in "lsq2",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
@@ -30,8 +31,9 @@ from classical.convert import quantize
 from classical.data_free import Report, data_free_quantize
 from classical.pruning.masks import finalize, keep_zeros, private_copy, prunable
 from classical.pruning.schedules import CubicSchedule, MagnitudePruner
-from classical.quantizers import quantizer, quantizer_names
+from classical.quantizers import RelaxedQuantizer, quantizer, quantizer_names
 from classical.storage.sharing import share_parameter
+from qconv.binarization import reestimate
 from qconv.compression_checks import SIGNS, check_inputs
 from qconv.train import fit
 
@@ -62,6 +64,7 @@ _WARMUP = 0.1
 _PRUNING_ENDS = 0.6  # share of the steps; the rest is for recovering
 _PRUNE_EVERY = 50  # steps
 _CALIBRATION = 1024  # images
+_SETTLING = 64  # batches
 _TEMPERATURE = 3.0  # scores are divided by it before they are compared with the float model's
 
 
@@ -358,10 +361,18 @@ def carry_out(
                     keep_zeros(small, skip)
                 if epochs["quantize"]:
                     train("quantize")
+                    _settle(small, torch.split(images, batch_size)[:_SETTLING])
                 else:
                     calibrate(small, torch.split(images[:_CALIBRATION], batch_size))
                 finalize(small)
     return small.eval()
+
+
+def _settle(small: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Average the statistics of batch norms again where training drew noise: without it they are others."""
+    noisy = any(isinstance(module, RelaxedQuantizer) for module in small.modules())
+    if noisy and any(isinstance(module, _BatchNorm) for module in small.modules()):
+        reestimate(small, batches)
 
 
 @torch.no_grad()

@@ -118,6 +118,19 @@ def test_reestimated_statistics_are_plain_averages():
     assert all(torch.equal(drawn_model.state_dict()[k], v) for k, v in weights.items())
 
 
+def test_torchs_norms_are_reestimated_too():
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.BatchNorm1d(4, track_running_stats=False)
+    )
+    batches = [torch.rand(8, 3) for _ in range(5)]
+    reestimate(model, batches)
+    hidden = torch.stack([model[0](batch) for batch in batches])
+    torch.testing.assert_close(model[1].running_mean, hidden.mean((0, 1)))
+    torch.testing.assert_close(model[1].running_var, hidden.var(1).mean(0))
+    with pytest.raises(ValueError, match="0 batch norms with running statistics"):
+        reestimate(model[2:], batches)
+
+
 @pytest.mark.parametrize("mode", ["map", "ternary", "sample"])
 def test_a_hard_networks_state_makes_another_network_hard(mode):
     soft = network().eval()
@@ -229,7 +242,7 @@ def test_batches_may_come_with_labels():
     [
         (lambda: binarize(network(), "nearest"), "nearest"),
         (lambda: binarize(nn.Linear(2, 2)), "0 probabilistic binary layers"),
-        (lambda: reestimate(nn.Linear(2, 2), []), "0 stochastic batch norms"),
+        (lambda: reestimate(nn.Linear(2, 2), []), "0 batch norms with running statistics"),
         (lambda: reestimate(network(), []), "batches are empty"),
         (lambda: ensemble(network(), 0), "n is 0"),
         (lambda: Ensemble([]), "members are empty"),

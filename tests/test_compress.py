@@ -283,6 +283,24 @@ def test_the_seed_decides(method, data, dense):
     assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
 
 
+def test_norms_behind_noisy_layers_hold_the_statistics_of_rounded_ones(data, convolutional):
+    noisy = carry_out(recipe("rq_st2", epochs=1), convolutional, *data.train, batch_size=50)
+    found = noisy.norm2.running_mean.clone()
+    noisy.norm1.train()  # as in training, a batch is normalized by itself
+    noisy.norm1.momentum = 0.0
+    with torch.no_grad():
+        means = []
+        for batch in data.train.images.split(50):
+            hidden = noisy.act1(noisy.norm1(noisy.pool1(noisy.conv1(batch))))
+            means.append(noisy.pool2(noisy.conv2(hidden)).mean((0, 2, 3)))
+    torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=1e-4, atol=1e-4)
+    # With the noise they are others, and so is the network.
+    noisy.conv2.train()
+    with torch.no_grad():
+        drawn = noisy.pool2(noisy.conv2(hidden)).mean((0, 2, 3))
+    assert (drawn - means[-1]).abs().max() > 100 * (found - torch.stack(means).mean(0)).abs().max()
+
+
 def test_no_unit_is_left_out_while_a_compressed_model_learns(data, dense):
     seen = []
 

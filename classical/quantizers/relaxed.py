@@ -18,7 +18,8 @@ class RelaxedQuantizer(LearnedStep):
     normalized over the points in reach. In train() a relaxed one-hot choice among them is drawn (the concrete, or
     Gumbel-softmax, distribution) and the points are averaged with it; everything is differentiated. `hard` quantizes
     to the chosen point, and only the choice passes its relaxed gradient straight through (RQ-ST). In eval() x is
-    rounded to the nearest point; no noise, and the gradient passes inside the grid.
+    rounded to the nearest point; no noise, and the gradient passes inside the grid. Batch norms have to average their
+    statistics again without the noise before a trained network is used: theirs are of noisy values.
 
     Noise is drawn from torch's global generator. The step is used by its absolute value; the spread is
     a exp(log_noise), positive too, and starts at a third of the step.
