@@ -16,6 +16,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
         A ValueError ready to raise.
     """
     names = list(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    lower = {each.lower(): each for each in names}
+    near = get_close_matches(name.lower(), lower, n=1, cutoff=0.5) if isinstance(name, str) else []
+    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     return ValueError(f"unknown {kind} {name!r}: {hint}Valid names: {', '.join(names)}")

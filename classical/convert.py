@@ -1,7 +1,7 @@
 """From a float network to one of quantized layers with the same weights."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import cast
 
 from torch import nn
@@ -21,7 +21,7 @@ def quantize(
     activation: str | Quantizer = "int8",
     first: Pair | None = None,
     last: Pair | None = None,
-    skip: str | Sequence[str] = (),
+    skip: str | Collection[str] = (),
 ) -> nn.Module:
     """Copy a model with its nn.Conv2d and nn.Linear turned into QuantizedConv2d and QuantizedLinear.
 

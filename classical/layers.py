@@ -15,11 +15,13 @@ from classical.quantizers import Quantizer, quantizer
 
 
 def require_real(x: Tensor) -> None:
-    """Check that an input holds floating point numbers.
+    """Check that an input is a tensor of floating point numbers.
 
     Raises:
         ValueError: it does not.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"input is a {type(x).__name__} but must be a tensor")
     if not x.is_floating_point():
         raise ValueError(f"input is {x.dtype} but a layer needs floating point: pass x.float() / 255 for 8-bit images")
 

@@ -15,6 +15,7 @@ from torch import nn
 from classical.data_free import Report
 from classical.pruning.masks import private_copy
 from classical.storage.models import load_model, save_model
+from qconv.compression_checks import check_scores
 from qconv.data import Split
 from qconv.energy.count import Counts, Row, count
 from qconv.energy.prices import estimate
@@ -115,9 +116,11 @@ def compress(
         progress: called with (step, epochs done, epochs, mean loss) after each epoch.
 
     Raises:
-        ValueError: an unknown method, arguments that do not fit it, or a model that it cannot be applied to.
+        ValueError: an unknown method, arguments that do not fit it, a model that it cannot be applied to, or data that
+            are no Split or have more classes than the model.
     """
     chosen = recipe(method, bits=bits, sparsity=sparsity, epochs=epochs, lr=lr, distill=distill)
+    check_scores(model, data)
     start = time.perf_counter()
     reports: list[Report] = []
     small = carry_out(

@@ -1,4 +1,4 @@
-"""Whether a method suits the numbers that a model's layers read."""
+"""Whether a model suits the data, and a method the numbers that the model's layers read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.pruning.masks import private_copy
+from qconv.data import Split
 
 SIGNS = ("bnn", "xnor")
 """Quantizers of activations that keep the sign alone."""
+
+
+@torch.no_grad()
+def check_scores(model: nn.Module, data: Split) -> None:
+    """See that a model gives a score to each class that the data have.
+
+    Raises:
+        ValueError: it does not, or the data are no Split.
+    """
+    if not isinstance(data, Split):
+        raise ValueError(
+            f"data is a {type(data).__name__} but must be a Split: load_dataset(name).split(seed=0), "
+            "or Dataset(name, images, labels).split(seed=0) of your own"
+        )
+    classes = 1 + max(int(part.labels.max()) for part in data)
+    found = private_copy(model).eval()(data.train.images[:1])
+    if found.dim() != 2 or found.shape[1] < classes:
+        raise ValueError(
+            f"the model gives scores of shape {tuple(found.shape)} for one image, but the labels go up to "
+            f"{classes - 1}: it must give (1, {classes}), a score for each class"
+        )
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 
 from circuits.naming import unknown
 from classical.calibration import calibrate
+from classical.checks import real, whole
 from classical.convert import quantize
 from classical.data_free import Report, data_free_quantize
 from classical.pruning.masks import finalize, keep_zeros, private_copy, prunable
@@ -166,15 +167,18 @@ def recipe(
         raise ValueError("method 'huffman' alone changes nothing: put it behind another step, as in 'share+huffman'")
     if sparsity is not None and "prune" not in kinds:
         raise ValueError(f"sparsity is {sparsity} but method {method!r} prunes nothing: put 'prune+' before it")
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise ValueError(f"sparsity is {sparsity} but must be above 0 and below 1")
+    if sparsity is not None and not (real(sparsity) and 0 < sparsity < 1):
+        raise ValueError(f"sparsity is {sparsity!r} but must be above 0 and below 1")
     least = 0 if kinds[0] == "quantize" else 1
-    if epochs is not None and (epochs < least or "dfq" in kinds):
+    if epochs is not None and (not whole(epochs, least) or "dfq" in kinds):
         raise ValueError(
-            f"epochs is {epochs} but method {method!r} takes " + ("none" if "dfq" in kinds else f"{least} or more")
+            f"epochs is {epochs!r} but method {method!r} takes "
+            + ("none" if "dfq" in kinds else f"{least} or more, whole")
         )
-    if not 0 <= distill <= 1:
-        raise ValueError(f"distill is {distill} but must be a share of the loss, from 0 to 1")
+    if lr is not None and not (real(lr) and lr > 0):
+        raise ValueError(f"lr is {lr!r} but must be above 0")
+    if not real(distill, 0, 1):
+        raise ValueError(f"distill is {distill!r} but must be a share of the loss, from 0 to 1")
     name = next((step for step, kind in zip(steps, kinds, strict=True) if kind == "quantize"), None)
     weight, activation, edges = (None, None, None) if name is None else _quantizers(name)
     if epochs == 0 and activation is not None and not activation.startswith("int"):
@@ -184,6 +188,9 @@ def recipe(
             f"method {method!r} prunes weights to 0 but {name!r} turns 0 into other weights: choose another quantizer"
         )
     own_bits = next((_BITS[kind] if bits is None else bits for kind in kinds if kind in ("share", "dfq")), None)
+    fewest = 2 if "dfq" in kinds else 1
+    if own_bits is not None and not fewest <= own_bits <= 16:
+        raise ValueError(f"bits is {bits} but method {method!r} takes {fewest} to 16")
     pruned = (_SPARSITY if sparsity is None else sparsity) if "prune" in kinds else None
     return Recipe("+".join(steps), weight, activation, edges, own_bits, pruned, epochs, lr, distill)
 
@@ -202,6 +209,10 @@ def _kind(step: str) -> str:
 def _completed(method: str, bits: int | None) -> list[str]:
     """Full names of the steps; what takes no bits, or lacks them, is refused."""
     names, steps = method_names(), []
+    if not isinstance(method, str) or not all(part.strip() for part in method.split("+")):
+        raise ValueError(f"method is {method!r} but must name a step, or several with a + between: 'int8', 'prune+twn'")
+    if bits is not None and not whole(bits, 1):
+        raise ValueError(f"bits is {bits!r} but must be a whole number from 1")
     used = bits is None
     for step in (part.strip() for part in method.split("+")):
         if step in _BITS and _kind(step) == "quantize" and step not in names:
@@ -275,7 +286,7 @@ def structure(
         activation=chosen.activation,
         first=chosen.edges,
         last=chosen.edges,
-        skip=tuple(skip),
+        skip=skip,
     )
     if chosen.activation in SIGNS:
         for module in list(small.modules()):
@@ -315,8 +326,11 @@ def carry_out(
         The compressed model in eval mode; pruned weights are zeros, shared ones equal numbers.
 
     Raises:
-        ValueError: a method that the model does not suit.
+        ValueError: a method that the model does not suit; batch_size or seed out of range.
     """
+    for name, number, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if not whole(number, least):
+            raise ValueError(f"{name} is {number!r} but must be a whole number from {least}")
     epochs = chosen.schedule(len(images), batch_size)
     small = private_copy(model)
     targets = _targets(model, images, labels) if chosen.distill and any(epochs.values()) else labels

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from classical.data_free.clips import ChannelClip
 from classical.data_free.folding import output_moments
 from classical.data_free.graph import Layer, calls, label, layer_at, operation, traced
-from classical.data_free.moments import Moments, summed_weight
+from classical.data_free.moments import INPUT, Moments, origin, summed_weight
 from classical.data_free.report import Entry, Report, names
 from classical.layers import QuantizedConv2d, QuantizedLinear
 
@@ -132,19 +132,20 @@ def correct_biases(
     Source: Nagel et al., arXiv:1906.04721, section 4.2.
     """
     graph = traced(quantized)
+    means = {name: known.mean for name, known in moments.items() if not bool(known.mean.isnan().any())}
     entries = []
     for name, sources in calls(graph).items():
         layer = graph.get_submodule(name)
         if not isinstance(layer, QuantizedConv2d | QuantizedLinear):
             continue
-        read = [(source.name, moments.get(source.name)) for source in sources]
-        means = {at: known.mean for at, known in read if known is not None and not bool(known.mean.isnan().any())}
-        unknown = [at for at, _ in read if at not in means]
+        unknown = [source for source in sources if source.name not in means]
         if unknown:
-            entries.append(Entry("correct", name, False, f"the mean of its input {unknown[0]} is unknown"))
+            cause = origin(graph, unknown[0], lambda node: node.name not in means)
+            cure = ": give input_mean" if cause == INPUT else ""
+            entries.append(Entry("correct", name, False, f"the mean of its input is unknown because of {cause}{cure}"))
             continue
         error = layer.quantized_weight() - layer_at(model, name).weight
-        shifts = [summed_weight(error, layer, means[at]) for at, _ in read]
+        shifts = [summed_weight(error, layer, means[source.name]) for source in sources]
         entries.append(_correct(name, layer, torch.stack(shifts).mean(0)))
     return graph, Report(tuple(entries))
 

@@ -109,7 +109,12 @@ def record_moments(model: nn.Module, images: Tensor) -> tuple[fx.GraphModule, Re
     Args:
         model: any module that torch.fx traces; it stays as it is.
         images: its input, (batch, channels, ...), all at once.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model; images that are no tensor of finite numbers.
     """
+    if not isinstance(images, Tensor) or not bool(images.isfinite().all()):
+        raise ValueError("images must be a tensor of finite numbers: a NaN or infinity would be in all statistics")
     graph = traced(model)
     called = {name: len(sources) for name, sources in calls(graph).items()}
     lacking = {name: m for name, m in graph.named_modules() if isinstance(m, LAYERS) and output_moments(m) is None}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from classical.data_free.clips import ChannelClip
+from classical.layers import require_module
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -77,8 +78,9 @@ def traced(model: nn.Module) -> fx.GraphModule:
         model: any module that torch.fx can trace symbolically, or a GraphModule.
 
     Raises:
-        ValueError: torch.fx cannot trace it, or a weight is computed from other tensors.
+        ValueError: torch.fx cannot trace it, a weight is computed from other tensors, or it is no module.
     """
+    require_module(model)
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module) or hasattr(module, "weight_orig"):
             raise ValueError(

@@ -1,14 +1,17 @@
 """Means, variances and ranges of all tensors of a network, from batch-norm statistics instead of images."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from classical.data_free.folding import output_moments
-from classical.data_free.graph import Layer, operation
+from classical.data_free.graph import Layer, label, operation
+
+INPUT = "the network's input"
 
 
 class Moments(NamedTuple):
@@ -73,12 +76,28 @@ def propagate(model: fx.GraphModule, *, sigmas: float = 6.0, inputs: Moments | N
     return {node.name: moments for node, moments in found.items() if moments is not None}
 
 
+def origin(model: fx.GraphModule, node: fx.Node, unknown: Callable[[fx.Node], bool]) -> str:
+    """What a node's moments are unknown because of, in words: the first on the way to it of which they are unknown."""
+    while True:
+        kind, sources, _ = operation(model, node)
+        if kind == "layer":
+            return f"{label(node)}, which has no batch norm"
+        before = next((source for source in sources if unknown(source)), None)
+        if before is None:
+            break
+        node = before
+    if node.op == "call_module":
+        return f"{type(model.get_submodule(str(node.target))).__name__} {node.target}"
+    return INPUT if kind == "input" else label(node)
+
+
 def _step(
     model: fx.GraphModule, node: fx.Node, found: dict[fx.Node, Moments | None], sigmas: float, inputs: Moments | None
 ) -> Moments | None:
     kind, sources, detail = operation(model, node)
     if kind == "input":
         return inputs
+    kept = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     read = [found[source] for source in sources]
     known = [moments for moments in read if moments is not None]
     if kind == "layer":
@@ -92,6 +111,8 @@ def _step(
         return _clip(x, torch.zeros_like(x.mean), torch.full_like(x.mean, math.inf))
     if kind == "clip":
         return _clip(x, detail.low.to(x.mean), detail.high.to(x.mean))
+    if isinstance(kept, nn.Hardtanh):  # a ReLU6 that stayed
+        return _clip(x, x.mean.new_tensor(kept.min_val), x.mean.new_tensor(kept.max_val))
     if kind in ("max", "leaky"):
         unknown = torch.full_like(x.mean, math.nan)
         return Moments(unknown, unknown, x.low, x.high)
@@ -117,9 +138,9 @@ def _layer(layer: Layer, x: Moments | None, sigmas: float) -> Moments | None:
     own = output_moments(layer)
     if own is not None:
         return _normal(own[0], own[1] ** 2, sigmas)
-    if x is None:
-        return None
     weight = layer.weight.detach()
+    if x is None:
+        return Moments(*[weight.new_full((len(weight),), math.nan)] * 4)
     mean = summed_weight(weight, layer, x.mean) + (0 if layer.bias is None else layer.bias.detach())
     return _normal(mean, summed_weight(weight**2, layer, x.variance), sigmas)
 
@@ -139,7 +160,10 @@ def summed_weight(weight: Tensor, layer: Layer, values: Tensor) -> Tensor:
 
 def _clip(x: Moments, low: Tensor, high: Tensor) -> Moments:
     mean, variance = clipped_normal(x.mean, x.variance.sqrt(), low, high)
-    return Moments(mean, variance, torch.clamp(x.low, low, high), torch.clamp(x.high, low, high))
+    # Of what is unknown, the bounds are known.
+    bottom = torch.where(x.low.isnan(), -math.inf, x.low)
+    top = torch.where(x.high.isnan(), math.inf, x.high)
+    return Moments(mean, variance, torch.clamp(bottom, low, high), torch.clamp(top, low, high))
 
 
 def _add(x: Moments, y: Moments, sigmas: float) -> Moments:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from classical.data_free.graph import calls, traced
-from classical.data_free.moments import Moments
+from classical.data_free.moments import INPUT, Moments, origin
 from classical.data_free.report import Entry, Report
 from classical.layers import QuantizedConv2d, QuantizedLinear
 from classical.quantizers import IntegerActivation
@@ -31,9 +31,11 @@ def set_ranges(quantized: nn.Module, moments: dict[str, Moments]) -> tuple[fx.Gr
         if not isinstance(layer.activation_quantizer, IntegerActivation):
             continue
         ends = {source.name: _ends(moments.get(source.name)) for source in sources}
-        unknown = [source for source, (low, high) in ends.items() if not (math.isfinite(low) and math.isfinite(high))]
+        unknown = [source for source in sources if not _known(ends[source.name])]
         if unknown:
-            reason = f"that of its input {unknown[0]} is unknown: each sample gets its own, or use calibrate"
+            cause = origin(graph, unknown[0], lambda node: not _known(_ends(moments.get(node.name))))
+            cure = "give input_range, or calibrate" if cause == INPUT else "calibrate for one"
+            reason = f"that of its input is unknown because of {cause}: each sample gets its own; {cure}"
             entries.append(Entry("range", name, False, reason))
             continue
         low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
@@ -41,6 +43,10 @@ def set_ranges(quantized: nn.Module, moments: dict[str, Moments]) -> tuple[fx.Gr
         layer.activation_quantizer.high.fill_(high)
         entries.append(Entry("range", name, True, f"{low:.4g} to {high:.4g}"))
     return graph, Report(tuple(entries))
+
+
+def _known(ends: tuple[float, float]) -> bool:
+    return all(map(math.isfinite, ends))
 
 
 def _ends(known: Moments | None) -> tuple[float, float]:

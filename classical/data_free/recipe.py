@@ -1,11 +1,13 @@
 """Data-free quantization in one call."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
+from classical.checks import real, whole
 from classical.convert import quantize
 from classical.data_free.biases import absorb_biases, bias_of, correct_biases
 from classical.data_free.equalization import equalize
@@ -30,7 +32,7 @@ def data_free_quantize(
     absorption: bool = True,
     correction: bool = True,
     sigmas: float = 6.0,
-    skip: Collection[str] = (),
+    skip: str | Collection[str] = (),
 ) -> tuple[fx.GraphModule, Report]:
     """Quantize a trained network without training it and without its data.
 
@@ -62,6 +64,12 @@ def data_free_quantize(
 
     Source: Nagel et al., arXiv:1906.04721.
     """
+    if not whole(bits, 2, 16):
+        raise ValueError(f"bits is {bits!r} but must be a whole number from 2 to 16")
+    if relu6 not in ("clip", "relu", "keep"):
+        raise ValueError(f"relu6 is {relu6!r} but must be 'clip', 'relu' or 'keep'")
+    if not (real(sigmas) and sigmas > 0):
+        raise ValueError(f"sigmas is {sigmas!r} but must be above 0")
     weight = f"int{bits}{'_channel' if per_channel else ''}{'' if symmetric else '_affine'}"
     graph, report = fold_batch_norms(model)
     for layer in graph.modules():
@@ -80,7 +88,7 @@ def data_free_quantize(
         graph, step = record_moments(graph, images)
         report += step
     moments = propagate(graph, sigmas=sigmas, inputs=_inputs(graph, input_range, input_mean))
-    quantized: nn.Module = quantize(graph, weight=weight, activation=f"int{bits}", skip=tuple(skip)).eval()
+    quantized: nn.Module = quantize(graph, weight=weight, activation=f"int{bits}", skip=skip).eval()
     quantized, step = set_ranges(quantized, moments)
     report += step
     if correction:
@@ -97,9 +105,18 @@ def _inputs(
     if first is None or (input_range is None and mean is None):
         return None
     channels = first.weight.shape[1] * getattr(first, "groups", 1)
-    unknown = first.weight.new_full((channels,), torch.nan)
-    low, high = (torch.nan, torch.nan) if input_range is None else input_range
-    if low > high:
-        raise ValueError(f"input_range is {input_range}: give the smallest value first")
+    low, high = math.nan, math.nan
+    if input_range is not None:
+        if not _reals(input_range, 2) or input_range[0] > input_range[1]:
+            raise ValueError(f"input_range is {input_range!r} but must be two numbers, the smallest value first")
+        low, high = input_range
+    if not (mean is None or real(mean) or _reals(mean, channels)):
+        raise ValueError(f"input_mean is {mean!r} but must be a number, or one for each of the {channels} channels")
+    unknown = first.weight.new_full((channels,), math.nan)
     means = unknown if mean is None else first.weight.new_tensor(mean).expand(channels)
     return Moments(means, unknown, torch.full_like(unknown, low), torch.full_like(unknown, high))
+
+
+def _reals(values: object, n: int) -> bool:
+    """Whether these are n finite numbers."""
+    return isinstance(values, Collection) and len(values) == n and all(map(real, values))

@@ -14,13 +14,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from classical.checks import whole
 from classical.integer.bits import BitSums
 from classical.integer.dense import MatrixSums
 from classical.integer.grouped import PRODUCTS, GroupedSums
 from classical.integer.levels import LevelSums, level_terms
 from classical.integer.planes import pad
 from classical.integer.rescale import INT32_MAX, Rescale, rescale
-from classical.integer.sums import Kernels, Sums, input_code, load_kernels, per_channel
+from classical.integer.sums import Kernels, Sums, input_code, load_kernels, per_channel, require_codable
 from classical.layers import Axis, Geometry, QuantizedConv2d, QuantizedLinear, require_real
 from classical.quantizers import Quantizer
 from classical.quantizers.codebooks import Uneven
@@ -101,19 +102,26 @@ class IntegerLayer(nn.Module):
         """Quantize real inputs, batched as for the layer, to codes of the same shape: int8, or int16 above 8 bits.
 
         Raises:
-            ValueError: x is not floating point.
+            ValueError: x is not floating point, or holds NaN.
         """
         require_real(x)
         return self.code.encode(self.activation, x)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Real outputs for real inputs: equal to the layer's in eval() up to float rounding."""
+        """Real outputs for real inputs: equal to the layer's in eval() up to float rounding.
+
+        Raises:
+            ValueError: x is not floating point, holds NaN or does not fit the layer.
+        """
         require_real(x)
         if x.dim() < self._batched_dim():
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        direct = isinstance(self.sums, BitSums) and self.sums.signs
-        codes = x if direct else self.encode(x)  # signs are read from real numbers directly
+        if isinstance(self.sums, BitSums) and self.sums.signs:
+            require_codable(x)
+            codes = x  # signs are read from real numbers directly
+        else:
+            codes = self.encode(x)
         dtype = torch.promote_types(x.dtype, torch.float32)
         factors, bias = self.scale.view(len(self.sums.weight), -1).to(dtype), self.real_bias.to(dtype)
         if not self.activation.patch_scale:
@@ -256,10 +264,10 @@ def integer_twin(layer: nn.Module, *, kernels: Kernels = "auto", threads: int = 
             range or a step, has seen a batch in train(). Later changes of the layer do not reach the twin.
         kernels: "auto" runs sums without multiplications in compiled loops where numba is installed (extra "integer"),
             "numba" demands them, "torch" does without. The results are the same.
-        threads: of the compiled loops, over the batch.
+        threads: of the compiled loops, over the batch; from 1.
 
     Raises:
-        ValueError: another layer, or one without integer form (see IntegerLayer).
+        ValueError: another layer, or one without integer form (see IntegerLayer); threads out of range.
         ImportError: kernels="numba" without numba.
     """
     if isinstance(layer, QuantizedConv2d):
@@ -307,6 +315,8 @@ def layer_sums(
         constant, shift: as for Sums.
         kernels, threads: as for `integer_twin`.
     """
+    if not whole(threads, 1):
+        raise ValueError(f"threads is {threads!r} but must be 1 or more")
     code = input_code(layer.activation_quantizer, layer.weight)
     if isinstance(layer, QuantizedConv2d):
         geometry = layer.geometry

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from classical.integer.rescale import rounds_to_nearest, thresholds
 from classical.integer.sums import InputCode, input_code
-from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.layers import QuantizedConv2d, QuantizedLinear, require_real
 from classical.pruning.masks import private_copy
 
 _BYTE = (-128, 127, torch.int8)
@@ -40,6 +40,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | os.PathLike[str])
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise ImportError("export_onnx needs onnx and onnxscript, which are not installed: pip install 'qconv[onnx]'")
     import_module("torch.ao.quantization.fx._decomposed")  # defines the operators that are written
+    require_real(example)
     twin = private_copy(model).eval().cpu().float()
     for name, layer in twin.named_modules():
         if isinstance(layer, QuantizedConv2d | QuantizedLinear):

@@ -48,7 +48,12 @@ class InputCode:
         return max(-self.low, self.high, abs(self.zero))
 
     def encode(self, activation: Quantizer, x: Tensor) -> Tensor:
-        """Codes of x by the quantizer that this is the code of."""
+        """Codes of x by the quantizer that this is the code of.
+
+        Raises:
+            ValueError: x holds NaN.
+        """
+        require_codable(x)
         codes, _, _ = activation.encode(x)
         return (codes - self.shift if self.shift else codes).to(self.dtype)
 
@@ -64,13 +69,27 @@ def input_code(activation: Quantizer, like: Tensor) -> InputCode:
         ValueError: no range seen yet, or values without integer codes.
     """
     if not activation.calibrated:
-        raise ValueError(f"{activation!r} has seen no range yet: calibrate() the network, or run a batch in train()")
+        raise ValueError(
+            f"{activation!r} has seen no range yet: calibrate() the network, or run a batch in train(); without data, "
+            "give data_free_quantize() what it cannot know, input_range=(low, high) of the network's input"
+        )
     stated = activation.integers(like.new_zeros(1, 1))
     grid = activation.grid
     middle = (len(grid) + 1) // 2 if grid[0] >= 0 and grid[-1] > 127 else 0
     return InputCode(
         float(stated.scale), int(stated.zero) - middle, grid[0] - middle, grid[-1] - middle, grid.step, middle
     )
+
+
+def require_codable(x: Tensor) -> None:
+    """Check that real inputs can have codes: NaN would become an arbitrary one, infinities become the ends.
+
+    Raises:
+        ValueError: one is NaN.
+    """
+    # A NaN is in the sum too, which takes a tenth of the time of a look at each number; so is infinity - infinity.
+    if bool(x.sum().isnan()) and bool(x.isnan().any()):
+        raise ValueError("input holds NaN, which no integer stands for: check the data")
 
 
 class Sums(nn.Module):

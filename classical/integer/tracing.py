@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from classical.data_free.clips import ChannelClip
 from classical.data_free.graph import label
-from classical.layers import QuantizedConv2d, QuantizedLinear
+from classical.layers import QuantizedConv2d, QuantizedLinear, require_real
 from classical.pruning.masks import private_copy
 
 
@@ -29,8 +29,9 @@ def traced_quantized(model: nn.Module, example: Tensor) -> fx.GraphModule:
         example: a batch of inputs.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or it has no quantized layer.
+        ValueError: torch.fx cannot trace the model, it has no quantized layer, or the example is no real tensor.
     """
+    require_real(example)
     twin = private_copy(model).eval().cpu()
     tracer = _Tracer()
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from classical.checks import whole
 from classical.pruning.magnitude import Scope, amount_of_each, check_fractions, prune
 from classical.pruning.masks import Mask, masked, prunable
 
@@ -96,8 +97,8 @@ def find_ticket(
     layers = prunable(model, skip)
     finals = amount_of_each(layers, final)
     check_fractions(finals, final, scope)
-    if rounds < 1 or any(share >= 1 for share in finals.values()):
-        raise ValueError(f"a search has 1 or more rounds and leaves some weights, but rounds={rounds}, final={final}")
+    if not whole(rounds, 1) or any(share >= 1 for share in finals.values()):
+        raise ValueError(f"a search has 1 or more rounds and leaves some weights, but rounds={rounds!r}, final={final}")
     if ticket is None:
         if warm_up is not None:
             warm_up(model)

@@ -1,6 +1,7 @@
 """One-shot pruning: the weakest weights or structures, by a fraction or below a threshold."""
 
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -89,8 +90,11 @@ def amount_of_each(layers: Mapping[str, nn.Module], amount: float | Mapping[str,
     """One amount for each layer that is pruned.
 
     Raises:
-        ValueError: a mapping names something that is no layer.
+        ValueError: a mapping names something that is no layer, or an amount is no number.
     """
+    for each in amount.values() if isinstance(amount, Mapping) else (amount,):
+        if each is not None and not isinstance(each, Real):
+            raise ValueError(f"the amount to prune is {each!r} but must be a number, or a mapping of names to numbers")
     if isinstance(amount, Mapping):
         check_names(amount, layers)
         return {name: float(amount[name]) for name in layers if name in amount}

@@ -233,6 +233,7 @@ def sparsity(model: nn.Module) -> Sparsity:
 
 def private_copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that torch.nn.utils.prune has masked: its weights carry a graph."""
+    require_module(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():

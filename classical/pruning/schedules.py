@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from classical.checks import real, whole
 from classical.pruning.magnitude import Scope, amount_of_each, check_fractions, prune
 from classical.pruning.masks import masked, prunable, stored_weight
 from classical.pruning.structures import Norm, Structure
@@ -35,8 +35,7 @@ class CubicSchedule:
     times: int
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(number, Integral) for number in (self.begin, self.every, self.times))
-        if not whole or self.begin < 0 or self.every < 1 or self.times < 1:
+        if not (whole(self.begin, 0) and whole(self.every, 1) and whole(self.times, 1)):
             raise ValueError(
                 "a schedule begins at step 0 or later, prunes every 1 or more steps, 1 or more times, whole numbers, "
                 f"but begin={self.begin!r}, every={self.every!r}, times={self.times!r}"
@@ -97,8 +96,8 @@ class MagnitudePruner:
         layers = prunable(model, skip)
         self.final = amount_of_each(layers, final)
         check_fractions(self.final, final, scope)
-        if not 0 <= initial <= min(self.final.values(), default=1.0):
-            raise ValueError(f"initial is {initial} but must be from 0 to the final fraction {final}")
+        if not real(initial, 0, min(self.final.values(), default=1.0)):
+            raise ValueError(f"initial is {initial!r} but must be from 0 to the final fraction {final}")
         self.model = model
         self.schedule = schedule
         self.initial = initial

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh
 
+from classical.checks import whole
 from classical.quantizers.base import Codes, Learned, Quantizer, Role, passing, straight_through, usable, wide
 
 _PRUNED = 0.1  # share of zeros among weights from which they count as pruned: fewer hardly change a mean
@@ -157,8 +158,8 @@ class LearnedStep(Learned):
     marker = "step"
 
     def __init__(self, name: str, bits: int, role: Role, signed: bool | None) -> None:
-        if not 2 <= bits <= 8:
-            raise ValueError(f"a learned step has 2 to 8 bits, not {bits}: choose a name such as 'lsq4' or 'rq4'")
+        if not whole(bits, 2, 8):
+            raise ValueError(f"a learned step has 2 to 8 bits, not {bits!r}: choose a name such as 'lsq4' or 'rq4'")
         signed = role == "weight" if signed is None else signed
         super().__init__(name, f"int{bits}", range(-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else range(2**bits))
         self.roles = (role,)
@@ -286,5 +287,5 @@ def require_batch(x: Tensor) -> None:
 
 
 def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 16:
-        raise ValueError(f"an integer quantizer has 2 to 16 bits, not {bits}: for 1 bit choose 'bnn' or 'xnor'")
+    if not whole(bits, 2, 16):
+        raise ValueError(f"an integer quantizer has 2 to 16 bits, not {bits!r}: for 1 bit choose 'bnn' or 'xnor'")

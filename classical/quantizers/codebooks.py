@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from classical.quantizers.affine import require_batch
+from classical.checks import whole
 from classical.quantizers.base import Codebook, Codes, Learned, Role, passing, straight_through, usable, wide
 
 
@@ -117,8 +118,8 @@ class NAQ(TrainedLevels):
     """
 
     def __init__(self, levels: int = 5) -> None:
-        if levels not in (3, 5, 7, 9):
-            raise ValueError(f"n-ary quantization has 3, 5, 7 or 9 levels, not {levels}")
+        if not whole(levels, 3, 9) or levels % 2 == 0:
+            raise ValueError(f"n-ary quantization has 3, 5, 7 or 9 levels, not {levels!r}")
         super().__init__(f"naq{levels}", levels)
 
     def thresholds(self, side: Tensor) -> list[Tensor]:
@@ -161,8 +162,8 @@ class LQ(Uneven):
     basis: Tensor
 
     def __init__(self, bits: int = 2, role: Role = "weight", momentum: float = 0.1) -> None:
-        if not 1 <= bits <= 4:
-            raise ValueError(f"LQ-Nets has 1 to 4 bits, not {bits}: choose a name such as 'lq2'")
+        if not whole(bits, 1, 4):
+            raise ValueError(f"LQ-Nets has 1 to 4 bits, not {bits!r}: choose a name such as 'lq2'")
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum is {momentum} but must be above 0 and at most 1")
         super().__init__(f"lq{bits}", "binary", range(2**bits))

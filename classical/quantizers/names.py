@@ -59,7 +59,7 @@ def quantizer_names(role: Role = "weight") -> tuple[str, ...]:
     Raises:
         ValueError: role is neither "weight" nor "activation".
     """
-    if role not in _BUILDERS:
+    if role not in tuple(_BUILDERS):  # among keys, a list would be a TypeError
         raise ValueError(f"role is {role!r} but must be 'weight' or 'activation'")
     return tuple(_BUILDERS[role])
 
@@ -81,17 +81,21 @@ def quantizer(spec: str | Quantizer, role: Role = "weight") -> Quantizer:
         return spec
     if spec in names:
         return _BUILDERS[role][spec]()
-    if any(spec in table for table in _BUILDERS.values()):
+    if isinstance(spec, str) and any(spec in table for table in _BUILDERS.values()):
         raise ValueError(f"quantizer {spec!r} is not for {role}s: choose one of {_families(names)}")
-    near = difflib.get_close_matches(str(spec), names, n=1, cutoff=0)[0]
-    raise ValueError(
-        f"unknown {role} quantizer {spec!r}: the nearest name is {near!r}. Valid names: {_families(names)}"
-    )
+    near = difflib.get_close_matches(spec.lower(), names, n=1, cutoff=0.5) if isinstance(spec, str) else []
+    hint = f"the nearest name is {near[0]!r}. " if near else ""
+    raise ValueError(f"unknown {role} quantizer {spec!r}: {hint}Valid names: {_families(names)}")
 
 
 def _families(names: tuple[str, ...]) -> str:
-    """The names, those that differ in a number only as the first and the last of them: int2 ... int16."""
-    families: dict[str, list[str]] = {}
+    """The names, those of consecutive numbers only as the first and the last of them: int2 ... int16."""
+    families: dict[str, dict[int, str]] = {}
     for name in names:
-        families.setdefault(re.sub(r"\d+", "", name), []).append(name)
-    return ", ".join(group[0] if len(group) == 1 else f"{group[0]} ... {group[-1]}" for group in families.values())
+        family, number = re.sub(r"\d+", "", name), re.search(r"\d+", name)
+        families.setdefault(family, {})[int(number[0]) if number else 0] = name
+    shown = []
+    for group in families.values():
+        several = 1 < len(group) == max(group) - min(group) + 1
+        shown += [f"{group[min(group)]} ... {group[max(group)]}"] if several else group.values()
+    return ", ".join(shown)

@@ -5,6 +5,7 @@ from functools import cache
 
 from torch import Tensor
 
+from classical.checks import whole
 from classical.quantizers.base import Codes, Quantizer, passing, sign, usable, wide
 
 
@@ -103,8 +104,8 @@ class HWGQ(Quantizer):
     roles = ("activation",)
 
     def __init__(self, bits: int = 2) -> None:
-        if not 1 <= bits <= 4:
-            raise ValueError(f"HWGQ has 1 to 4 bits, not {bits}: choose a name such as 'hwgq2'")
+        if not whole(bits, 1, 4):
+            raise ValueError(f"HWGQ has 1 to 4 bits, not {bits!r}: choose a name such as 'hwgq2'")
         super().__init__(f"hwgq{bits}", _format(bits), range(2**bits))
         self.coding = _coding(bits)
         self.step = half_gaussian_step(self.max_code)
@@ -149,8 +150,8 @@ def half_gaussian_step(levels: int) -> float:
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise ValueError(f"DoReFa-Net has 1 to 8 bits, not {bits}: choose a name such as 'dorefa2'")
+    if not whole(bits, 1, 8):
+        raise ValueError(f"DoReFa-Net has 1 to 8 bits, not {bits!r}: choose a name such as 'dorefa2'")
 
 
 def _format(bits: int) -> str:

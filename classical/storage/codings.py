@@ -70,9 +70,12 @@ def encode(value: Stored, coding: str = "auto") -> tuple[Header, bytes]:
         What `decode` needs: a header that JSON can hold, and bytes.
 
     Raises:
-        ValueError: an unknown coding, a tensor that is no plain array of numbers, codes that lie too far apart.
+        ValueError: an unknown coding, a value of another type, a tensor that is no plain array of numbers, codes that
+            lie too far apart.
     """
     check_coding(coding)
+    if not isinstance(value, Stored):
+        raise ValueError(f"a {type(value).__name__} cannot be stored: give a tensor, Codes or a Codebook")
     forms = _tensor_forms(value, coding) if isinstance(value, Tensor) else _coded_forms(value, coding)
     return min(forms, key=lambda form: len(form[1]) + _HEADER_SHARE * len(repr(form[0])))
 

@@ -122,9 +122,13 @@ def save(
         Bytes of the file.
 
     Raises:
-        ValueError: an unknown coding, a tensor that cannot be stored.
+        ValueError: an unknown coding, a tensor that cannot be stored, an argument of another type.
     """
     check_coding(coding)
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f"tensors is a {type(tensors).__name__} but must map names, as strings, to tensors")
+    if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
+        raise ValueError(f"metadata is {metadata} but must map strings to strings")
     headers, sections = [], []
     for name, value in tensors.items():
         try:

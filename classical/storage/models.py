@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from classical.layers import require_module
 from classical.quantizers import Codebook, Codes, Float, Quantizer, Uneven, quantizer
 from classical.storage.codings import Stored
 from classical.storage.files import Sizes, read, save, sizes, values
@@ -21,6 +22,10 @@ from classical.storage.sharing import is_masked, make_permanent
 
 _WIDEST = 8  # bytes of a number
 _SPARE_BYTES = 1 << 20  # for scales whose number a model learns from the file
+_BUILD = (
+    "build the model as the stored one was, if that was quantized by the same quantize(...) or data_free_quantize(...); "
+    "load_compressed(...) does so for a file of compress(...)"
+)
 
 
 class Frozen(Quantizer):
@@ -136,7 +141,8 @@ def save_model(
         Bytes of the file.
 
     Raises:
-        ValueError: a module with state that is no tensor, a value beyond the range of `floats`; those of `save`.
+        ValueError: no module, or one with state that is no tensor; a value beyond the range of `floats`; those of
+            `save`.
     """
     if floats not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"floats is {floats} but must be None, torch.float16 or torch.bfloat16")
@@ -267,7 +273,7 @@ def _compare(file: Sizes, places: list[_Place], path: str | os.PathLike[str]) ->
     only = [f"the file lacks {_some(own.keys() - stored)}"] if own.keys() - stored else []
     only += [f"the model lacks {_some(stored.keys() - own)}"] if stored.keys() - own else []
     if only:
-        raise ValueError(f"{os.fspath(path)} is of another model: {'; '.join(only)}")
+        raise ValueError(f"{os.fspath(path)} is of another model: {'; '.join(only)}: {_BUILD}")
     for name, place in own.items():
         # A quantizer that has learned nothing yet does not know how many scales there will be.
         waiting = isinstance(place.module, Quantizer) and not place.module.calibrated
@@ -282,7 +288,7 @@ def _compare(file: Sizes, places: list[_Place], path: str | os.PathLike[str]) ->
         if there != here:
             raise ValueError(
                 f"{os.fspath(path)} holds {name!r} quantized by {there!r} but the model quantizes it by {here!r}: "
-                "build the model as the stored one was"
+                f"{_BUILD}"
             )
 
 
@@ -312,6 +318,7 @@ def _some(names: Set[str]) -> str:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """In eval(), where no parametrization moves its state, and without gradients."""
+    require_module(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
