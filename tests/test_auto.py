@@ -10,7 +10,7 @@ import torch
 from circuits import kernel
 from qconv import QuantumDeformedConv2d, QuantumDeformedLinear, load_backend, simulate
 from qconv.backends import sweeps
-from qconv.backends.fourier import split_encoding
+from qconv.backends.pauli_ops import split_encoding
 from qconv.backends.protocol import Unsupported
 from qconv.backends.sums import Sums, TooMany
 from qconv.backends.tensor_train import TrainCompiled

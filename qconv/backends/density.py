@@ -23,7 +23,8 @@ from circuits.gates import AMPLITUDE
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS
-from qconv.backends.fourier import Coefficients, PauliOp, constant, noisy_ops, readout_ops
+from qconv.backends.fourier import Coefficients, constant
+from qconv.backends.pauli_ops import PauliOp, noisy_ops, readout_ops
 from qconv.backends.protocol import Unsupported, check_call, device_counts, measurement_settings
 
 MAX_WIRES = 10  # 4 MB a patch in float32

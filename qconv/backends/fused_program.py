@@ -22,7 +22,8 @@ from circuits.gates import pauli_matrix
 from qconv.backends.threads import run
 
 if TYPE_CHECKING:
-    from qconv.backends.fourier import FourierCompiled, PauliOp
+    from qconv.backends.fourier import FourierCompiled
+    from qconv.backends.pauli_ops import PauliOp
 
 Real = NDArray[np.float64]
 Whole = NDArray[np.int64]

@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from qconv.backends.fourier import PauliOp
+from qconv.backends.pauli_ops import PauliOp
 from qconv.backends.protocol import Real
 from qconv.backends.sums import DIGITS, ONE, ZERO, Scale, Sums, Term
 

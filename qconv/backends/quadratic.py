@@ -25,8 +25,9 @@ from circuits.noise import NoiseModel
 from qconv.backends.angles import evaluate_angles, features_of
 from qconv.backends.contraction import CHUNK_NUMBERS, scaled
 from qconv.backends.costs import Call, Work
-from qconv.backends.fourier import Coefficients, Evolution, Numbers, PauliOp, constant, noisy_ops, readout_ops
+from qconv.backends.fourier import Coefficients, Evolution, constant
 from qconv.backends.kept import Kept
+from qconv.backends.pauli_ops import Numbers, PauliOp, noisy_ops, readout_ops
 from qconv.backends.protocol import Unsupported, check_call, device_counts, measurement_settings
 
 MAX_WIRES = 8  # 256 features: 65,536 numbers an observable

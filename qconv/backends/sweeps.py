@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from circuits.circuit import Circuit
-from qconv.backends.fourier import MAX_WIRES, PauliOp
+from qconv.backends.fourier import MAX_WIRES
+from qconv.backends.pauli_ops import PauliOp
 from qconv.backends.pauli_steps import Entries, Step, entries_of, gather, steps_of
 from qconv.backends.protocol import Real, Unsupported
 from qconv.backends.sums import ONE, Program, Scale, Sums, Term, TooMany, Value

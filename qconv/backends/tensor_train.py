@@ -19,8 +19,8 @@ from circuits.noise import NoiseModel
 from qconv.backends import fused_trains, operators
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS, scaled
 from qconv.backends.costs import Call, Work
-from qconv.backends.fourier import split_encoding
 from qconv.backends.kept import Kept
+from qconv.backends.pauli_ops import split_encoding
 from qconv.backends.protocol import Plain, check_call, device_counts, measurement_settings
 from qconv.backends.sums import ONE
 from qconv.backends.sweeps import Contraction, contract

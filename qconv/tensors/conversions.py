@@ -13,7 +13,8 @@ from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends.fourier import PauliOp, WireFeatures, split_encoding
+from qconv.backends.fourier import WireFeatures
+from qconv.backends.pauli_ops import PauliOp, split_encoding
 from qconv.backends.protocol import Unsupported
 from qconv.fourier_conv import MAX_COEFFICIENTS, FourierConv2d, Spectrum
 from qconv.layers import QuantumConv2d
