@@ -32,7 +32,7 @@ from classical.convert import quantize
 from classical.data_free import Report, data_free_quantize
 from classical.pruning.masks import finalize, keep_zeros, private_copy, prunable
 from classical.pruning.schedules import CubicSchedule, MagnitudePruner
-from classical.quantizers import RelaxedQuantizer, quantizer, quantizer_names
+from classical.quantizers import quantizer, quantizer_names
 from classical.storage.sharing import share_parameter
 from qconv.binarization import reestimate
 from qconv.compression_checks import SIGNS, check_inputs
@@ -383,9 +383,8 @@ def carry_out(
 
 
 def _settle(small: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Average the statistics of batch norms again where training drew noise: without it they are others."""
-    noisy = any(isinstance(module, RelaxedQuantizer) for module in small.modules())
-    if noisy and any(isinstance(module, _BatchNorm) for module in small.modules()):
+    """Average the statistics of batch norms again: codes that jumped till the end, or were noisy (RQ), had others."""
+    if any(isinstance(module, _BatchNorm) and module.track_running_stats for module in small.modules()):
         reestimate(small, batches)
 
 

@@ -9,7 +9,7 @@ import sys
 
 from compressions import Entry, control, parser, reproduce
 
-EPOCHS, QUANTIZED_EPOCHS = 8, 2
+EPOCHS, QUANTIZED_EPOCHS, XNOR_EPOCHS = 8, 2, 5
 RATES = (0.0005, 0.001, 0.002, 0.004)
 SIGN_RATES = (0.001, 0.002, 0.004)  # latent weights that have to change sign take larger steps
 
@@ -29,7 +29,7 @@ ENTRIES = {
     "lsq2": Entry("LSQ 2/2", "lsq2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
     "dorefa2": Entry("DoReFa 2/2", "dorefa2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
     "rq_st2": Entry("RQ-ST 2/2", "rq_st2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68, published="0.63"),
-    "xnor": Entry("XNOR-Net", "xnor", SIGN_RATES, 0.002, QUANTIZED_EPOCHS, goal=0.8),
+    "xnor": Entry("XNOR-Net", "xnor", SIGN_RATES, 0.002, XNOR_EPOCHS, goal=0.8),
     "bnn": Entry("BNN", "bnn", SIGN_RATES, 0.002, QUANTIZED_EPOCHS, goal=1.0, published="about 0.96, linear layers"),
 }
 
