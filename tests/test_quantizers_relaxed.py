@@ -168,15 +168,25 @@ def test_little_noise_is_plain_rounding_and_far_values_stay_finite() -> None:
         assert built(4, 0.1, 1 / 3, torch.float32)(torch.tensor([[1e4, -1e4]], dtype=dtype)).isfinite().all()
 
 
+def test_high_temperatures_of_impossible_points_have_finite_gradients() -> None:
+    q = built(3, 1.0, 1e-3)
+    q.temperature = 4.0
+    x = torch.tensor([[0.1, -1.4, 2.2]], dtype=torch.float64, requires_grad=True)
+    output, _ = run(q, x)
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, *q.parameters()))
+
+
 def test_temperatures_unless_said() -> None:
     assert (RelaxedQuantizer().temperature, RelaxedQuantizer(hard=True).temperature) == (0.25, 1)
 
 
 def test_a_window_near_the_end_of_the_grid_lies_inside_it() -> None:
     q = built(3, 1.0, 0.3, window=3)
-    points, logits = q.choice(torch.tensor([[-9.0, -3.6, 0.2, 2.9, 50.0]], dtype=torch.float64))
+    points, chances = q.choice(torch.tensor([[-9.0, -3.6, 0.2, 2.9, 50.0]], dtype=torch.float64))
     assert points[:, 0].T.tolist() == [[-4, -3, -2], [-4, -3, -2], [-1, 0, 1], [1, 2, 3], [1, 2, 3]]
-    assert logits.shape == points.shape
+    assert chances.shape == points.shape
 
 
 def test_eval_gradient_passes_inside_the_grid() -> None:

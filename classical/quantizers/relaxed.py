@@ -4,10 +4,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from classical.quantizers.affine import LearnedStep
 from classical.quantizers.base import Codes, Role, passing, straight_through, wide
+
+_FAR = 30.0  # spreads of the noise
 
 
 class RelaxedQuantizer(LearnedStep):
@@ -60,17 +61,22 @@ class RelaxedQuantizer(LearnedStep):
         self.log_noise = nn.Parameter(torch.tensor(math.log(1 / 3)))
 
     def choice(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """The points in reach of positions, in steps, and the log-probabilities of rounding to them.
+        """The points in reach of positions, in steps, and the probabilities of rounding to them.
 
         Returns:
-            Points and log-probabilities up to a constant, both of shape (window, *position.shape).
+            Points and probabilities up to a common factor, both of shape (window, *position.shape).
         """
+        noise = torch.exp(wide(self.log_noise))
+        # So far beyond the grid the shares of its points no longer change, and none underflows.
+        far = _FAR * noise.detach()
+        position = position.clamp(self.grid[0] - far, self.grid[-1] + far)
         first = (position.detach() - self.window / 2).ceil().clamp(self.grid[0], self.grid[-1] + 1 - self.window)
         offsets = torch.arange(self.window, dtype=position.dtype, device=position.device)
         points = first + offsets.reshape(-1, *[1] * position.dim())
-        ahead, sharpness = points - position, torch.exp(-wide(self.log_noise))
+        ahead = (points - position) / noise
+        half = 0.5 / noise
         # sigmoid(u) - sigmoid(v) = sigmoid(u) sigmoid(-v) (1 - exp(v - u)), and u - v is the same for all points.
-        return points, logsigmoid((0.5 + ahead) * sharpness) + logsigmoid((0.5 - ahead) * sharpness)
+        return points, torch.sigmoid(half + ahead) * torch.sigmoid(half - ahead)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize x: a random choice in train(), rounding in eval()."""
@@ -79,14 +85,19 @@ class RelaxedQuantizer(LearnedStep):
         if not self._fitted:
             self.fit(x)
         step = self.scale(x)
-        points, logits = self.choice(wide(x) / step)
-        gumbel = -torch.rand_like(logits).log().neg().log()  # faster than exponential_
-        weights = ((logits + gumbel) / self.temperature).softmax(0)
-        chosen = (weights * points).sum(0)
+        points, chances = self.choice(wide(x) / step)
+        # exp(logit + Gumbel noise) is the probability over an exponential number, -log(uniform).
+        raced = chances / -torch.rand_like(chances).log()
+        largest = raced.detach().amax(0)
+        weights = raced / largest
+        if self.temperature != 1:
+            # Roots have no slope at 0.
+            weights = weights.clamp(min=torch.finfo(weights.dtype).tiny) ** (1 / self.temperature)
+        chosen = (weights * points).sum(0) / weights.sum(0)
         if self.hard:
             # The largest point whose weight is the largest: argmax over the first axis is very slow.
-            largest = (weights == weights.amax(0)) * (points - points[0])
-            chosen = straight_through(points[0] + largest.amax(0), chosen)
+            place = (raced.detach() == largest) * (points - points[0])
+            chosen = straight_through(points[0] + place.amax(0), chosen)
         return (chosen * step).to(x.dtype)
 
     def surrogate(self, x: Tensor, stated: Codes) -> Tensor:
