@@ -113,7 +113,8 @@ def test_every_method_has_a_recipe():
     ("arguments", "message"),
     [
         ({"method": "lsq9"}, "unknown step of a method 'lsq9': did you mean 'lsq"),
-        ({"method": "prune++twn"}, "unknown step of a method ''"),
+        ({"method": "LSQ2"}, "unknown step of a method 'LSQ2': did you mean 'lsq2'"),
+        ({"method": "prune++twn"}, r"method is 'prune\+\+twn' but must name a step, or several"),
         ({"method": "twn+prune"}, "has prune after quantize: prune first"),
         ({"method": "share+lsq2"}, "has quantize after share"),
         ({"method": "prune+dfq"}, "dfq comes alone or before huffman"),

@@ -1,5 +1,6 @@
 """Absorbed and corrected biases, ranges from statistics, and the whole recipe on a trained network."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,10 @@ def test_unknown_means_are_skipped() -> None:
     graph = record_moments(net, images())[0]
     corrected, report = correct_biases(shifted(graph), graph, propagate(graph))
     assert [(entry.layers, entry.done) for entry in report.entries] == [("0", False), ("2", False), ("4", True)]
-    assert report.skipped[1].note == "the mean of its input _1 is unknown"
+    assert [entry.note for entry in report.skipped] == [
+        "the mean of its input is unknown because of the network's input: give input_mean",
+        "the mean of its input is unknown because of MaxPool2d 1",
+    ]
     assert torch.equal(corrected.get_submodule("2").bias, graph.get_submodule("2").bias)
 
 
@@ -342,7 +346,8 @@ def test_ranges_are_those_of_the_widest_channels() -> None:
     assert at("5") == (0.0, 2.5)
     assert at("0") == (float("inf"), float("-inf"))
     assert [entry.layers for entry in report.skipped] == ["0"]
-    assert "that of its input input_1 is unknown: each sample gets its own" in report.skipped[0].note
+    cause = "that of its input is unknown because of the network's input: each sample gets its own; give input_range"
+    assert cause in report.skipped[0].note
     assert set_ranges(shifted(graph), propagate(graph))[1].entries == ()
 
 
@@ -548,9 +553,42 @@ def test_networks_without_batch_norm_take_statistics_from_noise(trained: tuple[n
 
 def test_bad_arguments(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
     net = trained[0]
-    with pytest.raises(ValueError, match="int1'"):
-        data_free_quantize(net, bits=1)
-    with pytest.raises(ValueError, match=r"input_range is \(1, 0\): give the smallest value first"):
-        data_free_quantize(net, input_range=(1, 0))
-    with pytest.raises(ValueError, match="nothing to skip at conv9"):
-        data_free_quantize(net, skip=["conv9"])
+    wrong: Any
+    for wrong, message in (
+        ({"bits": 1}, "bits is 1 but must be a whole number from 2 to 16"),
+        ({"bits": 8.0}, r"bits is 8\.0 but"),
+        ({"bits": "8"}, "bits is '8' but"),
+        ({"relu6": "foo"}, "relu6 is 'foo' but must be 'clip', 'relu' or 'keep'"),
+        ({"sigmas": 0}, "sigmas is 0 but must be above 0"),
+        ({"sigmas": math.nan}, "sigmas is nan but"),
+        ({"input_range": (1, 0)}, r"input_range is \(1, 0\) but must be two numbers, the smallest value first"),
+        ({"input_range": 3}, "input_range is 3 but"),
+        ({"input_range": (0, math.inf)}, r"input_range is \(0, inf\) but"),
+        (
+            {"input_mean": [0.1, 0.2]},
+            r"input_mean is \[0\.1, 0\.2\] but must be a number, or one for each of the 1 channels",
+        ),
+        ({"images": torch.full((1, 1, 8, 8), math.nan)}, "images must be a tensor of finite numbers"),
+        ({"skip": ["conv9"]}, "nothing to skip at conv9"),
+        ({"skip": "conv9"}, "nothing to skip at conv9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data_free_quantize(net, **wrong)
+
+
+def test_a_bound_is_known_whatever_is_clipped() -> None:
+    """ReLU6 ends at 0 and 6 even where nothing is known of its input; one that is kept has moments as the clip has."""
+    x = images()
+    bare = made(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    for relu6 in ("clip", "keep"):
+        _, report = data_free_quantize(bare, relu6=relu6, equalization=False)  # type: ignore[arg-type]
+        assert [(e.layers, e.note) for e in report.entries if e.step == "range" and e.done] == [("2", "0 to 6")], relu6
+        notes = [entry.note for entry in report.skipped if entry.step == "range"]
+        assert "because of 2, which has no batch norm: each sample gets its own; calibrate" in notes[1]
+    net = made(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 2, 1))
+    clipped, kept = (
+        data_free_quantize(net, relu6=relu6, equalization=False, absorption=False)[0]  # type: ignore[arg-type]
+        for relu6 in ("clip", "keep")
+    )
+    torch.testing.assert_close(kept(x), clipped(x))
+    assert torch.equal(kept.get_submodule("3").bias, clipped.get_submodule("3").bias)

@@ -314,8 +314,12 @@ def test_factory() -> None:
     ("spec", "role", "message"),
     [
         ("int88", "weight", "unknown weight quantizer 'int88': the nearest name is 'int8'"),
-        ("INT4", "activation", "unknown activation quantizer"),
-        ("naq4", "weight", r"Valid names: float, int2 ... int16, .*, naq3 ... naq9, lq1 ... lq4"),
+        ("INT4", "activation", "unknown activation quantizer 'INT4': the nearest name is 'int4'"),
+        ("TWN", "weight", "the nearest name is 'twn'"),
+        ("naq4", "weight", r"Valid names: float, int2 ... int16, .*, naq3, naq5, naq7, naq9, lq1 ... lq4"),
+        ("", "weight", "unknown weight quantizer '': Valid names"),
+        (None, "weight", "unknown weight quantizer None: Valid names"),
+        (["int8"], "weight", r"unknown weight quantizer \['int8'\]: Valid names"),
         ("twn", "activation", "'twn' is not for activations: choose one of float, int2 ... int16, bnn"),
         ("hwgq2", "weight", "'hwgq2' is not for weights"),
         ("int8_channel", "activation", "not for activations"),
@@ -323,9 +327,10 @@ def test_factory() -> None:
         (LSQ(4), "activation", r"LSQ\(lsq4\) is for weight, not for activation"),
         (LSQ(4, role="activation"), "weight", r"LSQ\(lsq4\) is for activation, not for weight"),
         ("int8", "bias", "role is 'bias' but must be 'weight' or 'activation'"),
+        ("int8", ["weight"], r"role is \['weight'\] but"),
     ],
 )
-def test_factory_errors(spec: str | Quantizer, role: Any, message: str) -> None:
+def test_factory_errors(spec: Any, role: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantizer(spec, role)
 

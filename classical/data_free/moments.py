@@ -61,7 +61,8 @@ def propagate(model: fx.GraphModule, *, sigmas: float = 6.0, inputs: Moments | N
 
     A layer with output moments (from its folded batch norm) has those, whatever it reads. Any other layer's follow from
     those of its input, taken as independent between channels and pixels. Clipped values are those of a normal law.
-    Means after max pooling or leaky functions are unknown, and so is all that follows from them.
+    Means after max pooling or leaky functions are unknown, and so is all that follows from them. A clip's output lies
+    between its bounds even where nothing is known of its input.
 
     Args:
         model: with batch norm folded.

@@ -102,10 +102,11 @@ def integer_network(
         kernels, threads: as for `integer_twin`.
 
     Returns:
-        A module of the same outputs. Its submodules have the names of the layers they stand for.
+        A module of the same outputs, which refuses NaN. Its submodules have the names of the layers they stand for.
 
     Raises:
-        ValueError: a layer or function without integer form, named; an accumulator that could overflow.
+        ValueError: a layer or function without integer form, named; an accumulator that could overflow; an argument of
+            another type or out of range.
 
     Source: Jacob et al., arXiv:1712.05877, section 2.
     """

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from classical.quantizers.affine import require_batch
 from classical.checks import whole
+from classical.quantizers.affine import require_batch
 from classical.quantizers.base import Codebook, Codes, Learned, Role, passing, straight_through, usable, wide
 
 

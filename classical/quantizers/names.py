@@ -94,7 +94,7 @@ def _families(names: tuple[str, ...]) -> str:
     for name in names:
         family, number = re.sub(r"\d+", "", name), re.search(r"\d+", name)
         families.setdefault(family, {})[int(number[0]) if number else 0] = name
-    shown = []
+    shown: list[str] = []
     for group in families.values():
         several = 1 < len(group) == max(group) - min(group) + 1
         shown += [f"{group[min(group)]} ... {group[max(group)]}"] if several else group.values()

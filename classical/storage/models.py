@@ -23,8 +23,8 @@ from classical.storage.sharing import is_masked, make_permanent
 _WIDEST = 8  # bytes of a number
 _SPARE_BYTES = 1 << 20  # for scales whose number a model learns from the file
 _BUILD = (
-    "build the model as the stored one was, if that was quantized by the same quantize(...) or data_free_quantize(...); "
-    "load_compressed(...) does so for a file of compress(...)"
+    "build the model as the stored one was, if that was quantized with the same quantize(...) or "
+    "data_free_quantize(...); load_compressed(...) does so for a file of compress(...)"
 )
 
 
