@@ -280,15 +280,14 @@ def test_rates_in_use_are_among_those_tried(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["quantized_lenet", "pruned_lenet"])
-def test_the_control_trains_as_long_and_on_the_same_scores_as_compressed_networks(name, monkeypatch):
+def test_the_control_trains_as_long_as_any_and_on_the_same_scores_as_compressed_networks(name, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     entries = importlib.import_module(name).ENTRIES
     control = entries["float"].job(FLOAT, entries["float"].rate, 0.7)
     others = [entry.job(FLOAT, entry.rate, 0.7) for entry in entries.values() if entry.method != "float"]
     trained = [job.recipe() for job in others if job.epochs != 0]
-    assert control.recipe().schedule(60_000, 128) == {"float": trained[0].epochs}
+    assert control.recipe().schedule(60_000, 128) == {"float": max(recipe.epochs for recipe in trained)}
     for recipe in trained:
-        assert recipe.epochs == control.epochs
         assert recipe.distill == control.recipe().distill == 0.7
     assert control.lr in {job.lr for job in others}
 
