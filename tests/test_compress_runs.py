@@ -201,7 +201,7 @@ SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
 def script(monkeypatch, capsys):
     """Run a script in this process: exit code, standard output and standard error."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    for name in ("protocol", "compressions", "quantized_lenet", "pruned_lenet"):
+    for name in ("protocol", "compressions", "quantized_lenet", "binary_lenet", "pruned_lenet"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     def called(name, *arguments):
@@ -270,7 +270,7 @@ def test_bad_input_to_a_script_is_one_sentence_and_code_2(name, arguments, messa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["quantized_lenet", "pruned_lenet"])
+@pytest.mark.parametrize("name", ["quantized_lenet", "binary_lenet", "pruned_lenet"])
 def test_rates_in_use_are_among_those_tried(name, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     entries = importlib.import_module(name).ENTRIES
@@ -279,15 +279,16 @@ def test_rates_in_use_are_among_those_tried(name, monkeypatch):
         assert (entry.goal is None) == (entry.method == "float")
 
 
-@pytest.mark.parametrize("name", ["quantized_lenet", "pruned_lenet"])
-def test_the_control_trains_as_long_as_any_and_on_the_same_scores_as_compressed_networks(name, monkeypatch):
+@pytest.mark.parametrize("name", ["quantized_lenet", "binary_lenet", "pruned_lenet"])
+def test_the_control_trains_as_long_and_on_the_same_scores_as_compressed_networks(name, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     entries = importlib.import_module(name).ENTRIES
     control = entries["float"].job(FLOAT, entries["float"].rate, 0.7)
     others = [entry.job(FLOAT, entry.rate, 0.7) for entry in entries.values() if entry.method != "float"]
     trained = [job.recipe() for job in others if job.epochs != 0]
-    assert control.recipe().schedule(60_000, 128) == {"float": max(recipe.epochs for recipe in trained)}
+    assert control.recipe().schedule(60_000, 128) == {"float": trained[0].epochs}
     for recipe in trained:
+        assert recipe.epochs == control.epochs
         assert recipe.distill == control.recipe().distill == 0.7
     assert control.lr in {job.lr for job in others}
 

@@ -1,24 +1,25 @@
-"""LeNet-5 on MNIST with quantized weights and activations: 8-bit integers to signs. Run with --help for the options.
+"""LeNet-5 on MNIST with quantized weights and activations: 8 to 2 bits. Run with --help for the options.
 
 32C5-MP2-64C5-MP2-512FC and a linear classifier, with batch normalization. A float network is trained first; each method
 starts from its weights. The first and the last layer have 8-bit weights and activations in every method but int8, which
-has them everywhere and trains nothing. "float, trained on" is the float network after the longest training of a method.
+has them everywhere and trains nothing. "float, trained on" is the float network after the training that methods take.
+
+binary_lenet.py is the same for signs; both keep their networks in one folder, so that the float ones train once.
 """
 
 import sys
 
 from compressions import Entry, control, parser, reproduce
 
-EPOCHS, QUANTIZED_EPOCHS, XNOR_EPOCHS = 8, 2, 5
+EPOCHS, QUANTIZED_EPOCHS = 8, 2
 RATES = (0.0005, 0.001, 0.002, 0.004)
-SIGN_RATES = (0.001, 0.002, 0.004)  # latent weights that have to change sign take larger steps
 
 # Published: Louizos et al. (arXiv:1810.01875), table 1, on this network: float, RQ-ST at 8 and 2 bits, and TWN, whose
 # activations are float. RQ at 2 bits has 0.76 there. The first and the last layer may have as few bits as the others
-# there; here they have 8. BNN: Hubara et al. (arXiv:1602.02830), linear layers, second-hand.
+# there; here they have 8.
 PUBLISHED = "0.64"
 ENTRIES = {
-    "float": control(RATES, 0.002, XNOR_EPOCHS),
+    "float": control(RATES, 0.002, QUANTIZED_EPOCHS),
     "int8": Entry("int8, calibrated only", "int8", (0.001,), 0.001, 0, goal=0.65, published="0.56, RQ-ST 8/8"),
     "twn": Entry(
         *("TWN, activations int8", "twn", RATES, 0.002, QUANTIZED_EPOCHS),
@@ -29,13 +30,11 @@ ENTRIES = {
     "lsq2": Entry("LSQ 2/2", "lsq2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
     "dorefa2": Entry("DoReFa 2/2", "dorefa2", RATES, 0.002, QUANTIZED_EPOCHS, goal=0.68),
     "rq_st2": Entry("RQ-ST 2/2", "rq_st2", RATES, 0.001, QUANTIZED_EPOCHS, goal=0.68, published="0.63"),
-    "xnor": Entry("XNOR-Net", "xnor", SIGN_RATES, 0.002, XNOR_EPOCHS, goal=0.8),
-    "bnn": Entry("BNN", "bnn", SIGN_RATES, 0.002, QUANTIZED_EPOCHS, goal=1.0, published="about 0.96, linear layers"),
 }
 
 
 def main() -> int:
-    given = parser(__doc__, "quantized_lenet", list(ENTRIES)).parse_args()
+    given = parser(__doc__, "lenet5", list(ENTRIES)).parse_args()
     return reproduce("lenet5", EPOCHS, ENTRIES, given, PUBLISHED)
 
 
