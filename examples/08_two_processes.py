@@ -13,6 +13,8 @@ from qconv import QuantumConv2d
 PROCESSES, STEPS = 2, 10
 
 
+# Exact values need no seed. Under shots, processes of one seed would draw the same: give each its own,
+# QuantumConv2d(..., shots=100, seed=rank), and they average out each other's noise.
 def build(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(QuantumConv2d(1, 4, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)).to(dtype)

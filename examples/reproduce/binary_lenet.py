@@ -10,13 +10,13 @@ from compressions import Entry, control, parser, reproduce
 from quantized_lenet import EPOCHS, PUBLISHED
 
 SIGN_EPOCHS = 5
-RATES = (0.001, 0.002, 0.004)  # latent weights that have to change sign take larger steps
+RATES = (0.001, 0.002, 0.004, 0.008)  # latent weights that have to change sign take larger steps
 
 # Published: Hubara et al. (arXiv:1602.02830), linear layers, second-hand.
 ENTRIES = {
-    "float": control(RATES, 0.002, SIGN_EPOCHS),
-    "xnor": Entry("XNOR-Net", "xnor", RATES, 0.002, SIGN_EPOCHS, goal=0.8),
-    "bnn": Entry("BNN", "bnn", RATES, 0.002, SIGN_EPOCHS, goal=1.0, published="about 0.96, linear layers"),
+    "float": control(RATES, 0.004, SIGN_EPOCHS),
+    "xnor": Entry("XNOR-Net", "xnor", RATES, 0.004, SIGN_EPOCHS, goal=0.8),
+    "bnn": Entry("BNN", "bnn", RATES, 0.004, SIGN_EPOCHS, goal=1.0, published="about 0.96, linear layers"),
 }
 
 
