@@ -201,7 +201,7 @@ SCRIPTS = Path(__file__).parents[1] / "examples" / "reproduce"
 def script(monkeypatch, capsys):
     """Run a script in this process: exit code, standard output and standard error."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    for name in ("protocol", "compressions", "quantized_lenet", "binary_lenet", "pruned_lenet"):
+    for name in ("protocol", "compressions", "quantized_lenet", "binary_lenet", "pruned_lenet", "compressed_report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     def called(name, *arguments):
@@ -243,6 +243,23 @@ def test_a_smoke_run_of_a_script_prints_what_the_records_hold(name, methods, tmp
         assert row[8] == f"{1e6 * np.mean([r.after.joules for r in ours]):.2f}"
     assert len(rows) == len(methods)
     assert script(name, *options)[1] == said
+
+
+def test_one_page_holds_what_the_scripts_print(tmp_path, script, monkeypatch):
+    report = importlib.import_module("compressed_report")
+    smoke = ("--dataset", "digits", "--quick", "--methods", "int8", "--seeds", "1")
+    monkeypatch.setattr(report, "PARTS", (("Eight bits", "quantized_lenet.py", smoke),))
+    runs, file = tmp_path / "runs", tmp_path / "new" / "page.md"
+    code, said, _ = script("compressed_report", "--lenet5", runs, "--workers", 1, "--write", file)
+    assert (code, said) == (0, "")
+    printed = script("quantized_lenet", *smoke, "--out", runs)[1].strip()
+    assert printed in file.read_text()
+    assert f"## Eight bits\n\n`python examples/reproduce/quantized_lenet.py {' '.join(smoke)}`" in file.read_text()
+    monkeypatch.setattr(report, "PARTS", (("", "pruned_lenet.py", ("--seeds", "0")),))
+    code, _, errors = script("compressed_report", "--write", tmp_path / "none.md")
+    assert code == 2
+    assert "pruned_lenet.py ended with exit code 2" in errors
+    assert not (tmp_path / "none.md").exists()
 
 
 def test_tuning_shows_validation_errors_and_the_rate_in_use(tmp_path, script):
