@@ -14,10 +14,10 @@ PARTS = (
     ("LeNet-5 of signs", "binary_lenet.py", ()),
     ("LeNet-300-100, pruned", "pruned_lenet.py", ()),
     ("Without the float network's scores", "quantized_lenet.py", ("--methods", "lsq2", "--distill", "0")),
-    ("", "pruned_lenet.py", ("--distill", "0")),
+    ("", "pruned_lenet.py", ("--methods", "19x", "--distill", "0")),
     ("Learning rates tried", "quantized_lenet.py", ("--tune", "--methods", "float,lsq2,rq_st2")),
-    ("", "binary_lenet.py", ("--tune", "--methods", "float,xnor")),
-    ("", "pruned_lenet.py", ("--tune",)),
+    ("", "binary_lenet.py", ("--tune", "--methods", "xnor")),
+    ("", "pruned_lenet.py", ("--tune", "--methods", "12x,19x,32x")),
     ("Data-free quantization", "data_free_quantization.py", ()),
 )
 
