@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from circuits import (
     Circuit,
     Gate,
     as_circuit,
+    encode,
     from_qasm3,
+    from_qiskit,
     kernel,
 )
 from qconv import QuantumConv2d
@@ -75,6 +78,57 @@ def test_a_layer_with_a_foreign_kernel_is_saved_and_copied():
         assert torch.equal(twin(images), layer(images))
 
 
+def _qiskit_ansatz(name):
+    library = pytest.importorskip("qiskit.circuit.library")
+    return library.real_amplitudes(4, reps=1, parameter_prefix=name)
+
+
+def _weights_alone(weights):
+    from_qiskit(_qiskit_ansatz("w")).to_pennylane()((), weights)
+
+
+WITHOUT_FEATURES = {
+    "qiskit": lambda: _qiskit_ansatz("θ"),
+    "circuit": lambda: from_qiskit(_qiskit_ansatz("k")),
+    "qasm": lambda: from_qiskit(_qiskit_ansatz("k")).to_qasm3(),
+    "pennylane": lambda: _weights_alone,
+}
+
+
+@pytest.mark.parametrize("form", WITHOUT_FEATURES)
+def test_a_kernel_of_weights_alone_has_the_encoding_before_it(form):
+    ansatz = from_qiskit(_qiskit_ansatz("k"))
+    own = WITHOUT_FEATURES[form]()
+    assert QuantumConv2d(1, 4, 2, kernel=own).circuit == encode("angle", 4) + ansatz
+    assert QuantumConv2d(1, 4, 2, kernel=own, encoding="zz").circuit == encode("zz", 4) + ansatz
+    dense = encode("dense_angle", 8, 4)
+    assert QuantumConv2d(2, 4, 2, kernel=own, encoding=dense).circuit == dense + ansatz
+    with pytest.raises(ValueError, match="holds 4 features on 4 wires but was given 9"):
+        QuantumConv2d(1, 4, 3, kernel=own)
+
+
+def test_what_a_kernel_of_ones_own_does_not_take_is_named_alone():
+    own = kernel("product", 4)
+    with pytest.raises(ValueError, match=r"^depth 3 was given with a kernel of your own"):
+        QuantumConv2d(1, 4, 2, kernel=own, depth=3)
+    with pytest.raises(ValueError, match=r"^encoding 'zz' was given with a kernel of your own that takes 4 features"):
+        QuantumConv2d(1, 4, 2, kernel=own, encoding="zz")
+
+
+def test_a_file_is_a_kernel(tmp_path):
+    circuit = kernel("sim1", 4)
+    path = tmp_path / "kernel.qasm"
+    path.write_text(circuit.to_qasm3(), encoding="utf-8")
+    assert QuantumConv2d(1, 4, 2, kernel=path).circuit == circuit
+    assert QuantumConv2d(1, 4, 2, kernel=str(path)).circuit == circuit
+    path.write_text("OPENQASM 2.0;", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"kernel\.qasm is not read: OpenQASM line 1: .* only version 3"):
+        QuantumConv2d(1, 4, 2, kernel=path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"kernel\.qasm is no text"):
+        QuantumConv2d(1, 4, 2, kernel=str(path))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -83,10 +137,10 @@ def test_a_layer_with_a_foreign_kernel_is_saved_and_copied():
         (lambda: kernel("product", 3).to_qiskit(), "takes 3 features but a 2x2 patch"),
         (lambda: "heisenburg", "did you mean 'heisenberg'"),
         (lambda: "OPENQASM 2.0; qreg q[1];", "only version 3"),
-        (
-            lambda: pytest.importorskip("qiskit.circuit.library").real_amplitudes(4),
-            "none of which is called x or inputs",
-        ),
+        (lambda: _qiskit_ansatz("k"), "none of which is called x or inputs"),
+        (lambda: _qiskit_ansatz("k"), "circuits.encode('angle', 4) + circuits.from_qiskit(qc)"),
+        (lambda: "missing.qasm", "kernel 'missing.qasm' cannot be read: No such file"),
+        (lambda: Path("missing"), "kernel 'missing' cannot be read: No such file"),
     ],
 )
 def test_what_is_no_kernel_is_refused(make, says):

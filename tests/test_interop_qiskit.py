@@ -163,6 +163,23 @@ def test_roles_of_qiskit_parameters():
         from_qiskit(qc, "a")
 
 
+def test_parameters_that_the_circuit_does_not_have_are_named():
+    pytest.importorskip("qiskit")
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import Parameter, ParameterVector
+
+    qc = QuantumCircuit(2)
+    vector = ParameterVector("v", 3)
+    qc.ry(Parameter("a"), 0)
+    qc.rx(vector[1], 1)
+    # Of the same names, made anew.
+    for strangers in (Parameter("a"), ParameterVector("v", 3), [vector, Parameter("a")]):
+        for role in ("inputs", "weights"):
+            with pytest.raises(ValueError, match=r"are listed but not in the circuit, which has a, v\[1\]"):
+                from_qiskit(qc, **{role: strangers})
+    assert from_qiskit(qc, inputs=vector).n_inputs == 2
+
+
 @pytest.mark.parametrize("names", ["x{0} theta{0}", "x_{0} w_{0}", "inputs{0} t{0}", "features[{0}] v[{0}]"])
 def test_the_numbers_of_parameters_are_their_indices(names):
     pytest.importorskip("qiskit")
@@ -285,6 +302,47 @@ def test_observables_of_qiskit_are_turned_around_once():
         from_qiskit(qc, observables=SparsePauliOp(["ZII"], [0.5]))
     with pytest.raises(ValueError, match="observable is a int"):
         from_qiskit(qc, observables=[3])
+    with pytest.raises(ValueError, match="observables are 3: give Pauli strings"):
+        from_qiskit(qc, observables=3)
+
+
+@pytest.mark.parametrize("pattern", [[0], [2, 0, 1], [3, 1, 0, 2], [1, 0, 3, 2], [4, 2, 0, 1, 3]])
+def test_permutations_are_swaps(pattern):
+    library = pytest.importorskip("qiskit.circuit.library")
+    from qiskit import QuantumCircuit
+
+    qc = QuantumCircuit(5)
+    qc.append(library.PermutationGate(pattern), [3, 1, 4, 0, 2][: len(pattern)])
+    circuit = from_qiskit(qc)
+    assert set(circuit.counts()) <= {"SWAP"}
+    assert_same_up_to_phase(unitary(circuit), qiskit_unitary(qc))
+
+
+def _annotated(a, b):
+    from qiskit import QuantumCircuit
+    from qiskit.circuit import AnnotatedOperation, ControlModifier, InverseModifier, PowerModifier
+    from qiskit.circuit.library import RXGate, RYGate, SGate
+
+    inner = QuantumCircuit(2, global_phase=0.4)
+    inner.h(0)
+    inner.crz(b, 0, 1)
+    controlled = inner.to_gate().control(1, ctrl_state=0, annotated=True)
+    qc = QuantumCircuit(4)
+    qc.append(AnnotatedOperation(SGate(), [InverseModifier(), ControlModifier(2, 1), PowerModifier(3)]), [0, 2, 3])
+    qc.append(AnnotatedOperation(RXGate(a), [PowerModifier(-2), ControlModifier(1)]), [0, 2])
+    qc.append(controlled.inverse(annotated=True), [3, 1, 0])
+    turned = AnnotatedOperation(RYGate(a), [ControlModifier(1, 0)])
+    qc.append(AnnotatedOperation(turned, [InverseModifier(), PowerModifier(2)]), [3, 1])
+    return qc
+
+
+def test_annotated_operations_are_what_their_modifiers_make():
+    pytest.importorskip("qiskit")
+    from qiskit.circuit import Parameter
+
+    circuit = from_qiskit(_annotated(Parameter("w_0"), Parameter("w_1")))
+    # Qiskit binds no Parameters of these operations, so theirs has numbers.
+    assert_same_up_to_phase(unitary(circuit), qiskit_unitary(_annotated(*W[:2]), {}))
 
 
 def qiskit_error(act):
@@ -312,6 +370,13 @@ def _conditional(qc, a, b):
         qc.x(1)
 
 
+def _power(qc, a, power):
+    from qiskit.circuit import AnnotatedOperation, PowerModifier
+    from qiskit.circuit.library import RXGate
+
+    qc.append(AnnotatedOperation(RXGate(a), [PowerModifier(power)]), [0])
+
+
 @pytest.mark.parametrize(
     ("act", "says"),
     [
@@ -322,6 +387,8 @@ def _conditional(qc, a, b):
         (lambda qc, a, b: qc.reset(0), "instruction 1 (reset) resets a qubit in the middle"),
         (_nested, "instruction 1 (inner), instruction 1 (rx) has an angle"),
         (_conditional, "instruction 2 (if_else)"),
+        (lambda qc, a, b: _power(qc, a, 0.5), "instruction 1 (annotated) cannot be read: its power is 0.5"),
+        (lambda qc, a, b: _power(qc, a, 10**9), "it repeats a gate 1000000000 times: at most 10000"),
     ],
 )
 def test_what_quantum_circuits_must_not_do_is_named(act, says):

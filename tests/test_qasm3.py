@@ -173,7 +173,7 @@ def test_roles_and_readout():
         ("qubit[2] r; cx q, r;", "registers of [3, 2] qubits"),
         ("bit c; c = measure q[0]; x q[0];", "after its measurement"),
         ("x q[0]; reset q;", "reset of a qubit in the middle"),
-        ("pow(2) @ x q[0];", "the modifier 'pow'"),
+        ("pow(0.5) @ x q[0];", "the power of a gate is 0.5"),
         ("ctrl @ u3(1, 2, 3) q[0], q[1];", "depends on the phase of u3"),
         ("ctrl @ t q[0], q[1];", "ctrl @ of gate T is not supported"),
         ("x q[0]", "expected ';' but found 'the end'"),

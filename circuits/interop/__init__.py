@@ -6,13 +6,13 @@ from circuits.interop.qasm3_reader import from_qasm3, is_qasm3
 from circuits.interop.qiskit import (
     append_measurement,
     build_qiskit,
-    from_qiskit,
     preparation_angles,
     qiskit_observable,
     reversed_bits,
     to_qiskit,
 )
-from circuits.interop.reading import as_circuit
+from circuits.interop.qiskit_reader import from_qiskit
+from circuits.interop.reading import as_circuit, is_program
 
 __all__ = [
     "append_measurement",
@@ -22,6 +22,7 @@ __all__ = [
     "from_pennylane",
     "from_qasm3",
     "from_qiskit",
+    "is_program",
     "is_qasm3",
     "pennylane_observable",
     "preparation_angles",

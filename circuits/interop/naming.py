@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_FEATURE = re.compile(r"x|inputs?|features?")
+_FEATURE = re.compile(r"x|inputs?|features?|data|images?|patch(es)?|pixels?", re.IGNORECASE)
+_WEIGHT = re.compile(r"w|weights?|params?|parameters?|thetas?|θ|ϑ", re.IGNORECASE)
 # theta_3, theta3, _theta_3_ (an element of a vector as Qiskit's exporter writes it), theta[3]; theta.
 _NUMBERED = re.compile(r"_*(.*?)(?:_?(\d+)|\[(\d+)\])?_*")
 # A name with a larger number counts nothing: as an index it would ask for all those below it.
@@ -23,8 +24,13 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def is_feature(name: str) -> bool:
-    """Whether a parameter of this name is a feature unless its circuit says otherwise."""
+    """Whether a parameter of this name is clearly a feature."""
     return _FEATURE.fullmatch(split_name(name)[0]) is not None
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter of this name is clearly a weight; others may be either."""
+    return _WEIGHT.fullmatch(split_name(name)[0]) is not None
 
 
 def places(names: Sequence[str], dense: bool = False) -> list[int]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ import numpy as np
 from circuits.circuit import Circuit, Gate, Source
 from circuits.features import Factor
 from circuits.gates import AMPLITUDE, GATES
-from circuits.interop.symbols import Linear, NotAffine, angle_of, evaluated, symbol, symbols, z_of_every_wire
+from circuits.interop.symbols import Linear, angle_of, evaluated, symbol, symbols, z_of_every_wire
+from circuits.interop.tracing import NO_NUMBER, Shape, trace
 from circuits.noise import NoiseModel
 
 # Gate -> name of the operator in PennyLane; the inverses of S, T, SX and ISWAP are adjoints there.
@@ -36,11 +35,6 @@ _PARTS = ("SQSWAP", "SQSWAPdg")
 # What says nothing about the state, or only its global phase.
 _IGNORED = ("Identity", "GlobalPhase", "Barrier", "WireCut", "Snapshot")
 _STATE_PREPARATIONS = ("StatePrep", "AmplitudeEmbedding")
-
-_WHOLE = "; where the function uses its features or weights as a whole, give n_inputs=... and n_weights=..."
-
-# Errors that arithmetic on symbols meets in code that wants numbers.
-_NO_NUMBER = (NotAffine, TypeError, ImportError, AttributeError)
 
 
 def apply_in_pennylane(
@@ -167,64 +161,45 @@ def _is_symbol(value: Any) -> bool:
     return isinstance(value.item() if _symbolic(value) and value.shape == () else value, Linear)
 
 
-class _Unsized:
-    """Features or weights of which it is not known how many there are: a function may ask for each by its index."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis:
-            index = index[1]
-        if isinstance(index, slice) and index.stop is not None and index.stop >= 0:
-            return symbols(self._source, index.stop)[index]
-        if isinstance(index, Integral) and int(index) >= 0:
-            return symbol(self._source, int(index))
-        return self._refuse()
-
-    def _refuse(self, *others: Any) -> Any:
-        kind = "features" if self._source == "input" else "weights"
-        number = "n_inputs" if self._source == "input" else "n_weights"
-        raise ValueError(
-            f"the function uses its {kind} as a whole, so their number or shape must be known: give "
-            f"circuits.from_pennylane(function, ..., {number}=...)"
-        )
-
-    __iter__ = __len__ = __add__ = __radd__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = __neg__ = _refuse
-    __array__ = __float__ = _refuse
-    shape = ndim = size = property(_refuse)
-
-
 def from_pennylane(
     fn: Any,
-    n_inputs: int | tuple[int, ...] | None = None,
-    n_weights: int | tuple[int, ...] | None = None,
+    n_inputs: Shape = None,
+    n_weights: Shape = None,
     wires: Iterable[Any] | None = None,
 ) -> Circuit:
     """A PennyLane quantum function, QNode or tape as a circuit.
 
-    A function f(inputs, weights), f(inputs) or f() is called once, with symbols in place of numbers, so every angle
-    must be affine in one weight, or a sum of products of features (or of their arcsines). Templates and other
-    operations outside the gate table are decomposed as PennyLane does it. Global phases are dropped, and a QNode's
-    transforms are not applied. An AmplitudeEmbedding of features divides by their norm and cannot be traced: write
+    A function of features and weights, or of one of the two, is called with symbols in place of numbers, so every angle
+    must be affine in one weight, or a sum of products of features (or of their arcsines). Arguments called x, input(s),
+    feature(s), data, image(s), patch(es) or pixel(s) are the features, and those called w, weight(s), param(s),
+    parameter(s), theta(s) or θ the weights, in whatever order; where neither name is one of these, the first argument
+    is the features. Other arguments keep their defaults. Templates and other operations outside the gate table are
+    decomposed as PennyLane does it. Global phases are dropped, and a QNode's transforms are not applied. An
+    AmplitudeEmbedding of features divides by their norm and cannot be traced: write
     `circuits.encode("amplitude", n)` + the rest.
 
     Args:
-        fn: The function or QNode; or a tape, whose trainable parameters in their order become the features (the first
-            n_inputs of them) and the weights. Its measurements must be expectation values of Pauli words; with none,
-            Z of every wire is read.
-        n_inputs: Number of features, or the shape of the function's first argument, numbered in C order. None where
-            the function asks for each by its index; for a tape, none.
-        n_weights: The same for the second argument, such as (2, 4, 3) for StronglyEntanglingLayers.
+        fn: The function, QNode or qml.qnn.TorchLayer (which knows the shape of its weights); or a tape, whose trainable
+            parameters in their order become the features (the first n_inputs of them) and the weights. Its measurements
+            must be expectation values of Pauli words; with none, Z of every wire is read.
+        n_inputs: Number of features, or their shape, numbered in C order. None where the function asks for each by its
+            index; for a tape, none.
+        n_weights: The same for the weights, such as (2, 4, 3) for StronglyEntanglingLayers.
         wires: Labels of wires in the order 0, 1, ...; by default those of the QNode's device, else 0 to n_wires - 1
             of a function that `to_pennylane` made, else whole numbers as they are, else in order of appearance.
 
     Raises:
         ValueError: Naming the operation and its position, for what is no gate, has no decomposition into gates or has
-            another angle; and for measurements other than expectation values of Pauli words.
+            another angle; for arguments that are both called like features, or both like weights; for features or
+            weights used as a whole whose shape was not given; and for measurements other than expectation values of
+            Pauli words.
     """
     import pennylane as qml
 
+    # A TorchLayer, known by what it has: importing its class would import torch.
+    if hasattr(fn, "qnode_weights"):
+        shapes = [tuple(weight.shape) for weight in fn.qnode_weights.values()]
+        fn, n_weights = fn.qnode, shapes[0] if n_weights is None and len(shapes) == 1 else n_weights
     if isinstance(fn, qml.tape.QuantumScript):
         if n_weights is not None:
             raise ValueError(
@@ -236,7 +211,8 @@ def from_pennylane(
         if isinstance(fn, qml.QNode):
             wires = fn.device.wires if wires is None else wires
             fn = fn.func
-        operations, measurements = _trace(fn, n_inputs, n_weights)
+        wires = None if wires is None else list(wires)
+        operations, measurements = trace(fn, n_inputs, n_weights, len(wires or ()))
     labels = _wire_labels(operations, measurements or [], wires, getattr(fn, "n_wires", 0))
     gates = [
         gate
@@ -267,44 +243,6 @@ def _symbolic_tape(tape: Any, n_inputs: Any) -> Any:
     if taken < n_inputs:
         raise ValueError(f"tape has {taken} trainable numbers but n_inputs is {n_inputs}: lower n_inputs")
     return tape.bind_new_parameters(new, trainable)
-
-
-def _trace(fn: Any, n_inputs: Any, n_weights: Any) -> tuple[list[Any], list[Any] | None]:
-    """Operations that a function queues, and what it returns: None for nothing."""
-    import pennylane as qml
-
-    if not callable(fn):
-        raise ValueError(f"a {type(fn).__name__} is no PennyLane function, QNode or tape")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [p for p in inspect.signature(fn).parameters.values() if p.kind in positional]
-    needed = [p for p in taken if p.default is inspect.Parameter.empty]
-    if len(needed) > 2:
-        raise ValueError(
-            f"the function takes {len(needed)} arguments ({', '.join(p.name for p in needed)}): write it as "
-            "f(inputs, weights), with all weights in one array"
-        )
-    shapes: tuple[tuple[Source, Any], ...] = (("input", n_inputs), ("weight", n_weights))
-    arguments = [_Unsized(source) if shape is None else symbols(source, shape) for source, shape in shapes]
-    with qml.queuing.AnnotatedQueue() as queue:
-        try:
-            returned = fn(*arguments[: len(taken)])
-        except _NO_NUMBER as error:
-            seen = [operation for operation, _ in queue.items()]
-            last = f" (the last is {seen[-1].name})" if seen else ""
-            whole = "" if isinstance(error, NotAffine) or None not in (n_inputs, n_weights) else _WHOLE
-            raise ValueError(
-                f"the function cannot be traced with symbols: after {len(seen)} operations{last} it raises "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. Each angle must be scale * (one weight) + offset, "
-                f"or a sum of products of features{whole}"
-            ) from error
-    operations = qml.tape.QuantumScript.from_queue(queue).operations
-    if returned is None:
-        return operations, None
-    returned = list(returned) if isinstance(returned, (list, tuple)) else [returned]
-    for k, value in enumerate(returned):
-        if not isinstance(value, qml.measurements.MeasurementProcess):
-            raise ValueError(f"the function returns {value!r} as result {k}: return expectation values, or nothing")
-    return operations, returned
 
 
 def _wire_labels(
@@ -367,12 +305,12 @@ def _gates_of(operation: Any, labels: dict[Any, int], place: str) -> list[Gate]:
             raise ValueError(f"{place} is no gate of qconv and PennyLane does not decompose it: use other operations")
         with qml.QueuingManager.stop_recording():
             parts = _as_arrays(operation).decomposition()
-    except ImportError as error:
-        raise ValueError(
-            f"{place} cannot be read: PennyLane decomposes it by its numbers only, not with a feature or weight in "
-            "their place: write it as rotations"
-        ) from error
-    except (*_NO_NUMBER, ValueError) as error:
+    except (*NO_NUMBER, ValueError) as error:
+        if isinstance(error, ImportError) or "numpy.object_" in str(error):
+            raise ValueError(
+                f"{place} cannot be read: PennyLane decomposes it by its numbers only, not with a feature or weight in "
+                "their place: write it as rotations"
+            ) from error
         # What a part says names its place already.
         text = str(error) if str(error).startswith(place) else f"{place} cannot be read: {error}"
         raise ValueError(text) from error
@@ -453,7 +391,8 @@ def _pauli_string(measurement: Any, labels: dict[Any, int], place: str) -> str:
     if not isinstance(measurement, qml.measurements.ExpectationMP):
         raise ValueError(
             f"{place} is {measurement!r}: only expectation values of Pauli words are read, such as "
-            "qml.expval(qml.Z(0) @ qml.Z(1))"
+            "qml.expval(qml.Z(0) @ qml.Z(1)); return nothing, and choose another readout where the circuit is used, "
+            "such as QuantumConv2d(..., readout='probabilities')"
         )
     sentence = None if measurement.obs is None else measurement.obs.pauli_rep
     terms = {} if sentence is None else dict(sentence.items())

@@ -26,7 +26,7 @@ from circuits.interop.symbols import Linear, NotAffine, angle_of, symbol, z_of_e
 
 # Keywords of statements that are no gates; "#" and "pragma" tell a compiler something.
 _UNSUPPORTED = re.compile(
-    r"if|else|for|while|switch|def|extern|return|let|output|box|cal|defcal|defcalgrammar|delay|array|bool|int|uint|float"
+    r"if|else|for|while|switch|def|extern|return|output|box|cal|defcal|defcalgrammar|delay|array|bool|int|uint|float"
     r"|angle|complex|duration|stretch|end|break|continue|nop|qreg|pragma|#"
 )
 _REALS = ("float", "angle", "int", "uint")
@@ -60,15 +60,16 @@ def is_qasm3(text: str) -> bool:
 def from_qasm3(text: str) -> Circuit:
     """An OpenQASM 3 program as a circuit.
 
-    Read are gate calls of stdgates.inc and of the program's own gate definitions with the modifiers inv and ctrl,
-    `input float` parameters, `const`, pi and arithmetic, qubit and bit declarations, barriers, and measurements at the
-    end, which are dropped: the readout stands in a comment `// qconv observables: ZII IZI` (Pauli strings, wire 0
-    first), else it is Z of every wire. Global phases are dropped. Wires are numbered in the order of declaration.
+    Read are gate calls of stdgates.inc and of the program's own gate definitions with the modifiers inv, ctrl, negctrl
+    and pow of a whole number, `input float` parameters, `const`, pi and arithmetic, qubit and bit declarations, `let`
+    aliases of qubits, barriers, and measurements at the end, which are dropped: the readout stands in a comment
+    `// qconv observables: ZII IZI` (Pauli strings, wire 0 first), else it is Z of every wire. Global phases are
+    dropped. Wires are numbered in the order of declaration.
 
-    Parameters called x, input(s) or feature(s), alone or with a number, are features; the others are weights. Each
-    takes the number in its name as index where all of its kind are numbered alike, else its place among the
-    declarations (those that differ by a number only, in the order of the numbers). Comments `// qconv inputs: a b` and
-    `// qconv weights: c d` list them instead.
+    Parameters called x, input(s), feature(s), data, image(s), patch(es) or pixel(s), alone or with a number, are
+    features; the others are weights. Each takes the number in its name as index where all of its kind are numbered
+    alike, else its place among the declarations (those that differ by a number only, in the order of the numbers).
+    Comments `// qconv inputs: a b` and `// qconv weights: c d` list them instead.
 
     A text that somebody else wrote may be read: qubits, nesting and calls of gates in gates have limits.
 
@@ -137,6 +138,7 @@ class _Program:
             "input": self._read_input,
             "const": self._read_const,
             "qubit": self._read_qubit,
+            "let": self._read_let,
             "gate": self._read_gate,
             "barrier": self._skip,
             "gphase": self._skip,
@@ -243,6 +245,19 @@ class _Program:
         self._registers[name] = tuple(range(self.n_wires, self.n_wires + size))
         self.n_wires += size
 
+    def _read_let(self, at: Statements) -> None:
+        line, name = at.line, at.name()
+        at.take("=")
+        wires = self._operand(at, self._registers)
+        while at.accept("+"):
+            at.take("+")
+            wires += self._operand(at, self._registers)
+        at.take(";")
+        if len(set(wires)) < len(wires):
+            fail(line, f"{name!r} has a qubit twice: name each once")
+        self._declare(name, line)
+        self._registers[name] = wires
+
     def _read_bits(self, at: Statements) -> None:
         if at.accept("["):
             at.skip_to("]")
@@ -292,13 +307,7 @@ class _Program:
         if name not in registers:
             fail(line, f"qubit {name!r} is not declared: declare it with `qubit {name};`")
         wires = registers[name]
-        if at.accept("["):
-            index = at.expression()
-            at.take("]")
-            if isinstance(index, Linear) or index != int(index) or not -len(wires) <= index < len(wires):
-                fail(line, f"{name}[{index!r}] is outside the register of {len(wires)} qubits")
-            wires = (wires[int(index)],)
-        return wires
+        return at.selected(name, wires) if at.accept("[") else wires
 
     def _call(self, at: Statements, registers: Mapping[str, tuple[int, ...]]) -> list[Gate]:
         """One gate call; on whole registers, once for each of their qubits."""
@@ -306,9 +315,11 @@ class _Program:
         modifiers: list[tuple[str, int]] = []
         while at.peek() in ("inv", "ctrl", "negctrl", "pow"):
             word, times = at.take(), 1
-            if word in ("negctrl", "pow"):
-                fail(line, f"the modifier {word!r} is not supported: use inv and ctrl")
-            if word == "ctrl" and at.accept("("):
+            if word == "pow":
+                at.take("(")
+                times = at.whole("the power of a gate", MOST_CALLS, -MOST_CALLS)
+                at.take(")")
+            elif word != "inv" and at.accept("("):
                 times = at.whole("the number of controls", MOST_WIRES)
                 at.take(")")
             at.take("@")
@@ -347,8 +358,8 @@ class _Program:
                 fail(line, str(error))
         return gates
 
-    def _count(self, line: int) -> None:
-        self._calls += 1
+    def _count(self, line: int, calls: int = 1) -> None:
+        self._calls += calls
         if self._calls > MOST_CALLS:
             fail(line, f"the program makes more than {MOST_CALLS} calls in gates and on registers: write fewer")
 
@@ -363,22 +374,27 @@ class _Program:
     def _modified(
         self, name: str, values: list[Any], wires: tuple[int, ...], modifiers: list[tuple[str, int]], line: int
     ) -> list[Gate]:
-        controls = sum(times for word, times in modifiers if word == "ctrl")
+        controls = sum(times for word, times in modifiers if word in ("ctrl", "negctrl"))
         gates = self._gates(name, values, wires[controls:], line)
         if controls and (name in self._definitions or name in ("U", "u2", "u3")):
             fail(line, f"ctrl @ {name} depends on the phase of {name}: define the controlled gate, or use cu")
-        own = controls
+        own, flips = controls, list[Gate]()
         for word, times in reversed(modifiers):
-            if word == "inv":
+            if word == "inv" or (word == "pow" and times < 0):
                 gates = [gate.inverse() for gate in reversed(gates)]
-                continue
-            for _ in range(times):
+            if word == "pow":
+                self._count(line, len(gates) * abs(times))
+                gates = gates * abs(times)
+            for _ in range(times if word in ("ctrl", "negctrl") else 0):
                 own -= 1
+                if word == "negctrl":
+                    flips.append(Gate("X", (wires[own],)))
                 for gate in gates:
                     if gate.name not in _CONTROLLED:
                         fail(line, f"ctrl @ of gate {gate.name} is not supported: define the controlled gate")
                 gates = [Gate(_CONTROLLED[gate.name], (wires[own], *gate.wires), gate.angles) for gate in gates]
-        return gates
+        # A control by 0 is one by 1 between X; those may stand around everything, as they act on controls alone.
+        return [*flips, *gates, *flips]
 
     def _gates(self, name: str, values: list[Any], wires: tuple[int, ...], line: int) -> list[Gate]:
         if name in self._definitions:

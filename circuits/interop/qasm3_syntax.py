@@ -139,26 +139,71 @@ class Statements:
         value = self._term()
         while self.peek() in ("+", "-"):
             value = value + self._term() if self.take() == "+" else value - self._term()
-        if self.peek() in ("%", "<", ">", "&", "|", "^", ":"):
-            fail(self.line, f"the operator {self.peek()!r} is not supported: use + - * / ** and single indices")
+        if self.peek() in ("<", ">", "&", "|", "^"):
+            fail(self.line, f"the operator {self.peek()!r} is not supported: use + - * / % **")
         return value
 
-    def whole(self, what: str, most: int) -> int:
-        """An expression that must be a whole number from 1 to `most`.
+    def whole(self, what: str, most: int, least: int = 1) -> int:
+        """An expression that must be a whole number from `least` to `most`.
 
         Raises:
             ValueError: With the line, if it is none, and what it was to be.
         """
         line, number = self.line, self.expression()
-        if not isinstance(number, float) or not number.is_integer() or not 1 <= number <= most:
-            fail(line, f"{what} is {number!r}: give a whole number from 1 to {most}")
+        if not isinstance(number, float) or not number.is_integer() or not least <= number <= most:
+            fail(line, f"{what} is {_shown(number)}: give a whole number from {least} to {most}")
         return int(number)
+
+    def selected(self, name: str, wires: tuple[int, ...]) -> tuple[int, ...]:
+        """What an opened bracket after a register's name selects: an index, a set {0, 2}, or a range 0:3 or 0:2:6."""
+        line, size = self.line, len(wires)
+        separator = "," if self.accept("{") else ":"
+        parts = [self._part()]
+        while self.accept(separator):
+            parts.append(self._part())
+        if separator == ",":
+            self.take("}")
+        self.take("]")
+
+        def place(value: Any) -> int:
+            if not isinstance(value, float) or value != int(value) or not -size <= value < size:
+                fail(line, f"{name}[{_shown(value)}] is outside the register of {size} qubits")
+            return int(value) % size
+
+        if separator == "," or len(parts) == 1:
+            return tuple(wires[place(part)] for part in parts)
+        step = parts[1] if len(parts) == 3 else 1.0
+        if len(parts) > 3 or not isinstance(step, float) or not step.is_integer() or not step:
+            fail(line, f"{name}[...] is no range: write start:stop or start:step:stop")
+        ends = (0, size - 1) if step > 0 else (size - 1, 0)
+        start, stop = (
+            end if part is None else place(part) for part, end in zip((parts[0], parts[-1]), ends, strict=True)
+        )
+        # Unlike Python's, a range of OpenQASM has its end.
+        found = tuple(wires[k] for k in range(start, stop + (1 if step > 0 else -1), int(step)))
+        if not found:
+            fail(line, f"{name}[{start}:{stop}] has no qubits: a range goes from its start to its stop")
+        return found
+
+    def _part(self) -> Any:
+        """An end of a range, or None where it is left out."""
+        return None if self.peek() == ":" or (self.peek() == "]" and self.peek(-1) == ":") else self.expression()
 
     def _term(self) -> Any:
         value = self._signed()
-        while self.peek() in ("*", "/"):
-            value = value * self._signed() if self.take() == "*" else value / self._signed()
+        while (sign := self.peek()) in ("*", "/", "%"):
+            self.take()
+            other = self._signed()
+            value = value * other if sign == "*" else value / other if sign == "/" else self._remainder(value, other)
         return value
+
+    def _remainder(self, value: Any, divisor: Any) -> float:
+        # Of negative numbers, languages disagree.
+        if not (isinstance(value, float) and isinstance(divisor, float) and value >= 0 and divisor > 0):
+            fail(
+                self.line, f"the remainder of {_shown(value)} by {_shown(divisor)} is not read: give positive constants"
+            )
+        return math.fmod(value, divisor)
 
     def _signed(self) -> Any:
         self._nested += 1
@@ -184,6 +229,12 @@ class Statements:
             return self.values[text]
         if text in _CONSTANTS:
             return _CONSTANTS[text]
+        if text == "mod" and self.accept("("):
+            value = self.expression()
+            self.take(",")
+            value = self._remainder(value, self.expression())
+            self.take(")")
+            return value
         if text in _FUNCTIONS and self.accept("("):
             value = self.expression()
             self.take(")")
@@ -191,6 +242,12 @@ class Statements:
             own = getattr(value, text, None)
             return float(_FUNCTIONS[text](value)) if own is None else own()
         fail(line, f"{text!r} in an expression is not defined: declare it with `input float {text};` or `const`")
+
+
+def _shown(value: Any) -> str:
+    """A number for messages: whole ones, which are floats here, as such."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return str(int(value)) if whole else repr(value)
 
 
 def _number(text: str) -> float:
