@@ -1,8 +1,8 @@
 """What a quantum kernel is: parametrized circuits as immutable data, and their texts. No simulator."""
 
-from circuits.ansatze import ansatz_options, channel_overwrite, without_entanglement
+from circuits.ansatze import ansatz_option_values, ansatz_options, channel_overwrite, without_entanglement
 from circuits.circuit import Angle, Circuit, Gate, computed, const
-from circuits.encodings import encode, encoding_names, encoding_options, find_encoding
+from circuits.encodings import encode, encoding_names, encoding_option_values, encoding_options, find_encoding
 from circuits.features import Factor, Feature
 from circuits.gates import GATES, GateSpec, shift_rule
 from circuits.interop import as_circuit, from_pennylane, from_qasm3, from_qiskit
@@ -27,6 +27,7 @@ __all__ = [
     "Readout",
     "ReadoutError",
     "ThermalRelaxation",
+    "ansatz_option_values",
     "ansatz_options",
     "as_circuit",
     "channel_overwrite",
@@ -34,6 +35,7 @@ __all__ = [
     "const",
     "encode",
     "encoding_names",
+    "encoding_option_values",
     "encoding_options",
     "find_encoding",
     "find_readout",

@@ -306,31 +306,34 @@ class Circuit:
         return "\n".join([*lines, " ".join(["observe", *self.observables])]) + "\n"
 
     @overload
-    def draw(self, kind: Literal["text", "svg"] = "text", *, width: float = 10.0) -> str: ...
+    def draw(
+        self, kind: Literal["text", "svg"] = "text", *, width: float = 10.0, columns: int | None = None
+    ) -> str: ...
     @overload
-    def draw(self, kind: Literal["mpl"], *, width: float = 10.0) -> Figure: ...
-    def draw(self, kind: str = "text", *, width: float = 10.0) -> str | Figure:
+    def draw(self, kind: Literal["mpl"], *, width: float = 10.0, columns: int | None = None) -> Figure: ...
+    def draw(self, kind: str = "text", *, width: float = 10.0, columns: int | None = None) -> str | Figure:
         """The circuit as a drawing, one line a wire; x are features and w weights.
 
         Args:
             kind: "text", "mpl" (a matplotlib Figure: `.savefig("circuit.pdf")`) or "svg" (its text).
             width: Of a figure, in inches; what is longer continues in a next row.
+            columns: Of text, in characters: as many as a line has room for, such as 80. None for one row.
 
         Raises:
-            ValueError: For an unknown kind, or a width that is not positive.
+            ValueError: For an unknown kind, or a width or columns that are not positive.
         """
-        columns = [
+        gates = [
             (g.name, g.wires, tuple((a.source, a.index, a.scale, a.offset, _plain(a.computed)) for a in g.angles))
             for g in self.gates
         ]
         if kind == "text":
-            return draw(self.n_wires, columns, self.observables)
+            return draw(self.n_wires, gates, self.observables, columns)
         # matplotlib is loaded only where it draws.
         from circuits.figures import figure, svg
 
         if kind not in ("mpl", "svg"):
             raise unknown("kind of drawing", kind, ("text", "mpl", "svg"))
-        return (figure if kind == "mpl" else svg)(self.n_wires, columns, self.observables, width)
+        return (figure if kind == "mpl" else svg)(self.n_wires, gates, self.observables, width)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

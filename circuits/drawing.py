@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from itertools import combinations
 from math import isclose, pi, prod
+from textwrap import wrap
+
+from circuits.options import is_whole
 
 # Plain tuples, so that this file knows no circuit type. A factor is (index, function, numbers), a term (coefficient,
 # factors), an angle (source, index, scale, offset, terms of what is computed), a column (name, wires, angles).
@@ -61,9 +64,7 @@ def angle_text(
     if terms:
         return _computed_text(scale, offset, terms, subscript)
     symbol = ("x" if source == "input" else "w") + subscript.format(index)
-    factor = {1.0: "", -1.0: "-"}.get(scale, number(scale))
-    shift = "" if offset == 0 else ("+" if offset > 0 else "") + number(offset)
-    return f"{factor}{symbol}{shift}"
+    return _sum([_times(scale, symbol), *([number(offset)] if offset else [])])
 
 
 def _factor_text(factor: PlainFactor, subscript: str) -> str:
@@ -87,14 +88,27 @@ def _computed_text(scale: float, offset: float, terms: PlainTerms, subscript: st
             else _factor_text(factor, subscript)
             for factor, center in centers
         ]
-        top = scale * terms[0][0]
-        return {1.0: "", -1.0: "-"}.get(top, number(top)) + "".join(brackets)
+        return _times(scale * terms[0][0], "".join(brackets))
     parts = [(scale * c, "".join(_factor_text(f, subscript) for f in product)) for c, product in terms]
     if len(parts) > MOST_TERMS:
         used = sorted({factor[0] for _, product in terms for factor in product})
         return f"f(x{subscript.format(used[0])}..x{subscript.format(used[-1])})"
-    parts += [(offset, "")] if offset else []
-    texts = [({1.0: "", -1.0: "-"}.get(c, number(c)) if name else number(c)) + name for c, name in parts]
+    top = parts[0][0]
+    shift = [number(offset)] if offset else []
+    # What is equal but for the sign is taken out.
+    if len(parts) > 1 and abs(top) != 1 and all(isclose(abs(c), abs(top)) for c, _ in parts):
+        return _sum([_times(top, f"({_sum([_times(round(c / top), name) for c, name in parts])})"), *shift])
+    return _sum([*(_times(c, name) for c, name in parts), *shift])
+
+
+def _times(factor: float, text: str) -> str:
+    """A number times what stands behind it."""
+    written = {1.0: "", -1.0: "-"}.get(factor, number(factor))
+    # Without the dot π/4x could be read as π/(4x).
+    return f"{written}·{text}" if "/" in written else written + text
+
+
+def _sum(texts: Sequence[str]) -> str:
     return texts[0] + "".join(text if text.startswith("-") else f"+{text}" for text in texts[1:])
 
 
@@ -147,41 +161,72 @@ def moments_of(n_wires: int, gates: Sequence[Column]) -> list[list[Column]]:
     return moments
 
 
-def draw(n_wires: int, gates: Sequence[Column], observables: Sequence[str]) -> str:
+def draw(n_wires: int, gates: Sequence[Column], observables: Sequence[str], columns: int | None = None) -> str:
     """Draw gates on wires in text.
 
     Args:
         n_wires: Number of wires.
         gates: The gates in the order of application.
         observables: Pauli strings read out at the end.
+        columns: Characters of a line; what is longer continues below. None for lines of any length.
 
     Returns:
         Lines of text: a wire a line, with a line between wires for the links of two-wire gates.
+
+    Raises:
+        ValueError: For columns that are no whole number above 0.
     """
+    if columns is not None and (not is_whole(columns) or columns < 1):
+        raise ValueError(f"columns of a drawing are {columns!r}: give a whole number of at least 1, or None")
+    cells = [_cells(n_wires, moment) for moment in moments_of(n_wires, gates)]
+    prefix = len(f"{n_wires - 1}: ─")
+    parts: list[list[_Cells]] = [[]]
+    used = prefix
+    for each in cells:
+        if columns is not None and parts[-1] and used + len(each[0][0]) > columns:
+            parts.append([])
+            used = prefix
+        parts[-1].append(each)
+        used += len(each[0][0])
+    lines = "\n\n".join("\n".join(_row(n_wires, part)) for part in parts)
+    return "\n".join([lines, *_reads(observables, columns)])
+
+
+# What a moment adds to the line of each wire, and to the line below it.
+_Cells = tuple[list[str], list[str]]
+
+
+def _cells(n_wires: int, gates: Sequence[Column]) -> _Cells:
+    texts = ["─"] * n_wires
+    linked = [False] * n_wires
+    for gate in gates:
+        low, high = min(gate[1]), max(gate[1])
+        labels = _labels(gate)
+        for wire in range(low, high + 1):
+            texts[wire] = labels.get(wire, "┼")
+            linked[wire] = wire < high
+    width = max(map(len, texts))
+    return [text.center(width, "─") + "─" for text in texts], [
+        ("│" if on else " ").center(width) + " " for on in linked
+    ]
+
+
+def _row(n_wires: int, moments: Sequence[_Cells]) -> list[str]:
+    """Lines of some moments: a wire each and, where gates link wires, one between them."""
     prefix = [f"{wire}: ─" for wire in range(n_wires)]
     width = max(map(len, prefix))
-    rows = [text.rjust(width, " ") for text in prefix]
-    links = [" " * width for _ in range(n_wires)]
-    for moment_gates in moments_of(n_wires, gates):
-        cells = ["─"] * n_wires
-        linked = [False] * n_wires
-        for gate in moment_gates:
-            low, high = min(gate[1]), max(gate[1])
-            for wire in range(low, high + 1):
-                cells[wire] = _labels(gate).get(wire, "┼")
-                linked[wire] = wire < high
-        cell_width = max(map(len, cells))
-        for wire in range(n_wires):
-            rows[wire] += cells[wire].center(cell_width, "─") + "─"
-            links[wire] += ("│" if linked[wire] else " ").center(cell_width) + " "
-    lines: list[str] = []
-    for wire in range(n_wires):
-        lines.append(rows[wire])
-        if wire < n_wires - 1:
-            lines.append(links[wire].rstrip())
+    wires = [text.rjust(width) + "".join(cells[wire] for cells, _ in moments) for wire, text in enumerate(prefix)]
+    links = [" " * width + "".join(cells[wire] for _, cells in moments) for wire in range(n_wires - 1)]
     # A link line that is empty everywhere carries nothing.
-    if not any("│" in line for line in lines):
-        lines = rows
-    if observables:
-        lines.append("reads " + " ".join(f"<{observable}>" for observable in observables))
-    return "\n".join(lines)
+    if not any("│" in line for line in links):
+        return wires
+    return [
+        line for wire in range(n_wires) for line in (wires[wire], *(text.rstrip() for text in links[wire : wire + 1]))
+    ]
+
+
+def _reads(observables: Sequence[str], columns: int | None) -> list[str]:
+    if not observables:
+        return []
+    text = "reads " + " ".join(f"<{observable}>" for observable in observables)
+    return [text] if columns is None else wrap(text, columns, break_long_words=False, break_on_hyphens=False)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from math import ceil, log2, pi
+from typing import Annotated
 
-from circuits.ansatze.layered import entanglers
+from circuits.ansatze.layered import Entanglement, entanglers
 from circuits.circuit import Angle, Circuit, Gate, computed
 from circuits.features import Factor, Product
 from circuits.gates import AMPLITUDE
 from circuits.naming import unknown
+from circuits.options import check_options, is_whole, number, option_defaults, option_values, whole_number
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,14 @@ def _dense_angle(n_features: int, n_wires: int) -> Circuit:
     return Circuit(n_wires, tuple(gates))
 
 
-def _threshold(n_features: int, n_wires: int, *, threshold: float = 0.5) -> Circuit:
-    """Option threshold: a feature above it is |1>."""
+# Types of options.
+Threshold = Annotated[float, number("a number: features above it are |1>")]
+Reps = Annotated[int, whole_number(1, "how often all is repeated")]
+Scale = Annotated[float, number("a number: radians a unit of a feature")]
+Bits = Annotated[int, whole_number(1, "of a gray value, which has 2^bits levels")]
+
+
+def _threshold(n_features: int, n_wires: int, *, threshold: Threshold = 0.5) -> Circuit:
     # RY, not X or RX: it takes |0> to |1> without a phase, and by an angle that a step can switch off.
     gates = (Gate("RY", (k,), (computed({(Factor(k, "step", (threshold,)),): pi}),)) for k in range(n_features))
     return Circuit(n_wires, tuple(gates))
@@ -67,10 +74,11 @@ def _arcsin(n_features: int, n_wires: int) -> Circuit:
     return Circuit(n_wires, tuple(gates))
 
 
-def _iqp(n_features: int, n_wires: int, *, reps: int = 1, entanglement: str = "full", scale: float = 1.0) -> Circuit:
-    """Options reps: how often all is repeated; entanglement: which pairs; scale: radians a unit of a feature."""
+def _iqp(
+    n_features: int, n_wires: int, *, reps: Reps = 1, entanglement: Entanglement = "full", scale: Scale = 1.0
+) -> Circuit:
     gates: list[Gate] = []
-    for layer in range(_positive(reps)):
+    for layer in range(reps):
         for k in range(n_features):
             gates += [Gate("H", (k,)), Gate("RZ", (k,), (Angle("input", k, scale),))]
         for a, b in entanglers(entanglement, n_features, layer):
@@ -78,10 +86,11 @@ def _iqp(n_features: int, n_wires: int, *, reps: int = 1, entanglement: str = "f
     return Circuit(n_wires, tuple(gates))
 
 
-def _zz(n_features: int, n_wires: int, *, reps: int = 2, entanglement: str = "full", scale: float = 1.0) -> Circuit:
-    """Options reps: how often all is repeated; entanglement: which pairs; scale: radians a unit of a feature."""
+def _zz(
+    n_features: int, n_wires: int, *, reps: Reps = 2, entanglement: Entanglement = "full", scale: Scale = 1.0
+) -> Circuit:
     gates: list[Gate] = []
-    for layer in range(_positive(reps)):
+    for layer in range(reps):
         gates += [Gate("H", (k,)) for k in range(n_features)]
         gates += [Gate("P", (k,), (Angle("input", k, 2 * scale),)) for k in range(n_features)]
         for a, b in entanglers(entanglement, n_features, layer):
@@ -92,12 +101,6 @@ def _zz(n_features: int, n_wires: int, *, reps: int = 2, entanglement: str = "fu
             turn = Gate("P", (b,), (computed(terms, 2 * pi**2),))
             gates += [Gate("CNOT", (a, b)), turn, Gate("CNOT", (a, b))]
     return Circuit(n_wires, tuple(gates))
-
-
-def _positive(reps: int) -> int:
-    if reps < 1:
-        raise ValueError(f"reps is {reps}: give at least 1")
-    return reps
 
 
 def _amplitude(n_features: int, n_wires: int) -> Circuit:
@@ -129,10 +132,7 @@ def _frqi(n_features: int, n_wires: int) -> Circuit:
     return Circuit(n_wires, tuple(gates))
 
 
-def _neqr(n_features: int, n_wires: int, *, bits: int = 4) -> Circuit:
-    """Option bits: of a gray value, 2^bits levels."""
-    if bits < 1:
-        raise ValueError(f"bits is {bits}: a gray value has at least 1")
+def _neqr(n_features: int, n_wires: int, *, bits: Bits = 4) -> Circuit:
     address = list(range(bits, bits + _bits_of(n_features)))
     gates = [Gate("H", (wire,)) for wire in address]
     for wire in range(bits):
@@ -251,13 +251,21 @@ def find_encoding(name: str) -> Encoding:
 
 
 def encoding_options(name: str) -> dict[str, object]:
-    """Options that `encode` takes for a named encoding, with their defaults.
+    """Options that `encode` takes for a named encoding, with their defaults; see `encoding_option_values`.
 
     Raises:
         ValueError: For an unknown name, with the nearest valid one.
     """
-    parameters = signature(find_encoding(name).build).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    return option_defaults(find_encoding(name).build)
+
+
+def encoding_option_values(name: str) -> dict[str, str]:
+    """What each option of a named encoding takes, in words.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest valid one.
+    """
+    return option_values(find_encoding(name).build)
 
 
 def encode(name: str, n_features: int, n_wires: int | None = None, **options: object) -> Circuit:
@@ -267,18 +275,17 @@ def encode(name: str, n_features: int, n_wires: int | None = None, **options: ob
         name: An encoding's name.
         n_features: Features of a patch, at least 1; feature k is input k of the circuit.
         n_wires: Wires of the circuit; as many as the encoding needs by default.
-        options: What this encoding takes besides, see `encoding_options`.
+        options: What this encoding takes besides, see `encoding_option_values`.
 
     Raises:
-        ValueError: For an unknown name or option, no feature, features that no image has (of "frqi" and "neqr"), or
-            wires that do not hold the features.
+        ValueError: For an unknown name or option, a value that it does not take, no feature, features that no image
+            has (of "frqi" and "neqr"), or wires that do not hold the features.
     """
-    encoding, known = find_encoding(name), encoding_options(name)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of encoding {name!r}", option, known)
-    if n_features < 1:
-        raise ValueError(f"encoding {name!r} was given {n_features} features: it needs at least 1")
+    encoding = find_encoding(name)
+    check_options(f"encoding {name!r}", encoding.build, options)
+    for count, kind in ((n_features, "features"), (n_wires, "wires")):
+        if count is not None and (not is_whole(count) or count < 1):
+            raise ValueError(f"encoding {name!r} was given {count!r} {kind}: it needs at least 1, a whole number")
     if encoding.powers and n_features & (n_features - 1):
         raise ValueError(
             f"encoding {name!r} was given {n_features} features: it takes images of 2^k by 2^l pixels, so give a power "

@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
+from numbers import Real
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +76,15 @@ def _gate_name(name: str) -> str:
 
 
 # Words of drawings in text -> in mathtext.
-_IN_MATH = {"π": r"\pi ", "arc": r"\mathrm{arc}", "sin(": r"\sin(", "cos(": r"\cos(", "²": "^2", "..": r"\ldots "}
+_IN_MATH = {
+    "π": r"\pi ",
+    "arc": r"\mathrm{arc}",
+    "sin(": r"\sin(",
+    "cos(": r"\cos(",
+    "²": "^2",
+    "..": r"\ldots ",
+    "·": r"\cdot ",
+}
 _IN_MATH |= {"bit": r"\mathrm{bit}_"}
 
 
@@ -242,12 +252,12 @@ def figure(n_wires: int, gates: Sequence[Column], observables: Sequence[str], wi
         width: Of the figure in inches, at most; a longer circuit continues in a next row.
 
     Raises:
-        ValueError: For a width that is not positive.
+        ValueError: For a width that is no positive number.
     """
     from matplotlib.figure import Figure as MplFigure
 
-    if not width > 0:
-        raise ValueError(f"width of a drawing is {width} inches: it must be positive")
+    if not isinstance(width, Real) or not 0 < width < inf:
+        raise ValueError(f"width of a drawing is {width!r} inches: it must be a positive number")
     single, several = _readouts(n_wires, observables)
     boxes = {
         wire: _Text("$" + ",".join(rf"\langle {letter}\rangle" for letter in letters) + "$", "black", NAME_SIZE)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from circuits.ansatze.library import ANSATZE, ansatz, find_ansatz
+from circuits.ansatze.library import ANSATZE, ansatz, check_flag, check_sizes, find_ansatz
 from circuits.circuit import Circuit, Gate
 from circuits.encodings import encode, find_encoding
 from circuits.gates import AMPLITUDE
-from circuits.readouts import find_readout
+from circuits.readouts import ROOT, Readout, find_readout
 
 
 def kernel_names() -> tuple[str, ...]:
@@ -32,6 +32,28 @@ def kernel_entangles(name: str) -> bool:
     return find_ansatz(name).entangles
 
 
+def kernel_readout(
+    name: str, readout: str | Sequence[str], wires: int, depth: int = 2, *, reupload: bool = False
+) -> Readout:
+    """The readout of a named kernel: as `find_readout`, or "root" for Z of each wire that it does not discard.
+
+    Raises:
+        ValueError: As `find_readout`, and for "root" of a kernel that discards no wires.
+    """
+    if not isinstance(readout, str) or readout != ROOT:
+        return find_readout(readout, wires)
+    root = find_ansatz(name).root
+    if root is None:
+        rooted = ", ".join(each for each, found in ANSATZE.items() if found.root is not None)
+        raise ValueError(
+            f"readout 'root' reads the wires that a kernel does not discard, but {name!r} discards none: give 'z', or "
+            f"one of the kernels {rooted}"
+        )
+    # Uploads between layers make each layer a network of its own.
+    left = root(wires, 1 if reupload else depth)
+    return find_readout(["I" * wire + "Z" + "I" * (wires - 1 - wire) for wire in left], wires)
+
+
 def kernel(
     name: str,
     wires: int,
@@ -54,7 +76,8 @@ def kernel(
         encoding: How features enter: a name of `encoding_names()` ("angle" is RY(pi x), one feature a wire), or a
             Circuit such as encode("zz", 4, entanglement="linear").
         readout: "z" for the expectation of Z on every wire, or another of `find_readout`; of a readout that maps
-            expectation values further, the Pauli strings that it needs.
+            expectation values further, the Pauli strings that it needs. Networks that discard wires ("hur_qcnn", "ttn"
+            ...) also have "root": Z of the wires that are left, which their papers read.
         features: Features of a patch; as many as the encoding holds on these wires by default.
         seed: Draws the structure of a random ansatz.
         reupload: Whether the encoding is repeated before each of the `depth` layers, each the ansatz of depth 1 with
@@ -64,18 +87,18 @@ def kernel(
             `circuits.without_entanglement`). The encoding stays as it is: "iqp", "zz", "frqi", "neqr" and "amplitude"
             entangle the wires themselves, so a control without any entanglement wants another encoding.
         options: What the ansatz takes besides, such as ranges=(1, 2) of "strongly_entangling"; see
-            `circuits.ansatz_options`.
+            `circuits.ansatz_option_values`.
 
     Returns:
         A Circuit with inputs 0 to features - 1, weights from 0 on, and the readout as observables.
 
     Raises:
-        ValueError: For unknown names or options, or features that the wires do not hold.
+        ValueError: For unknown names or options, values that these do not take, or features that the wires do not hold.
     """
-    if wires < 1:
-        raise ValueError(f"kernel {name!r} was asked for {wires} wires: it needs at least 1")
+    check_sizes(name, wires, depth)
+    check_flag(name, "reupload", reupload)
     encoder = _encoder(encoding, wires, features)
-    strings = find_readout(readout, wires).observables
+    strings = kernel_readout(name, readout, wires, depth, reupload=reupload).observables
     if not reupload:
         block = ansatz(name, wires, depth, seed, entangle=entangle, **options)
         return (encoder + block).with_observables(strings)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from circuits.naming import unknown
 
 NAMES = ("z", "z0", "zz", "paulis2", "probabilities", "ones", "most_likely_ones")
+ROOT = "root"  # of named kernels that discard wires, see circuits.kernels.kernel_readout
 MAX_STRINGS = 2**12  # observables of one circuit: probabilities of 12 wires
 
 
@@ -49,7 +50,10 @@ class Readout:
 
 
 def readout_names() -> tuple[str, ...]:
-    """Names that `kernel(readout=...)` and `QuantumConv2d(readout=...)` take; numbers in them may be others."""
+    """Names that `kernel(readout=...)` and `QuantumConv2d(readout=...)` take; numbers in them may be others.
+
+    Named kernels that discard wires also take "root", see `kernel`.
+    """
     return NAMES
 
 
@@ -79,7 +83,7 @@ def find_readout(readout: str | Sequence[str], wires: int) -> Readout:
         raise ValueError('readout is an empty list: give "z" or at least one Pauli string such as "ZZII"')
     for text in strings:
         if not text or set(text) - set("IXYZ"):
-            hint = unknown("readout", text, NAMES)
+            hint = unknown("readout", text, (*NAMES, ROOT))
             raise ValueError(f"readout {text!r} is no Pauli string of {wires} letters I, X, Y, Z, and {hint}")
     # Lengths are checked by Circuit, which knows them best.
     return Readout(strings, len(strings))
@@ -93,6 +97,11 @@ def _named(name: str, wires: int) -> Readout | None:
         if wire >= wires:
             raise ValueError(f"readout {name!r} reads wire {wire} but there are {wires}: give z0 to z{wires - 1}")
         return _values([_string(wires, {wire: "Z"})])
+    if name == ROOT:
+        raise ValueError(
+            "readout 'root' belongs to named kernels that discard wires, such as 'hur_qcnn' and 'ttn': of other "
+            "circuits give the wire that is left, such as 'z0'"
+        )
     if name == "zz":
         if wires < 2:
             raise ValueError("readout 'zz' reads pairs of wires but there is 1: use 'z'")

@@ -221,41 +221,65 @@ def arms(as_json: Annotated[bool, typer.Option("--json", help="as a JSON list, f
         Console().print(table)
 
 
+_Source = Annotated[str, typer.Argument(metavar="KERNEL", help="a name that `qconv kernels` lists, or a .qasm file")]
+_Wires = Annotated[int | None, typer.Option(help="qubits of a named kernel (default: 4)")]
+_Depth = Annotated[int | None, typer.Option(help="layers of a named kernel (default: 2)")]
+_Encoding = Annotated[str | None, typer.Option(help="how features enter a named kernel (default: angle)")]
+_Readout = Annotated[
+    str | None, typer.Option(help="what is read: z, zz, root, ..., or ZI,XX (default: z, or the file's own)")
+]
+_Entangle = Annotated[bool, typer.Option("--entangle/--no-entangle", help="without: the kernel's control")]
+_Reupload = Annotated[bool, typer.Option("--reupload", help="the encoding once more before each layer")]
+_Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="of the kernel, KEY=VALUE: block=complex (see qconv kernels NAME); may be repeated"),
+]
+
+
 @app.command()
 def kernels(
+    name: Annotated[str | None, typer.Argument(help="one of them, with what its options take (default: all)")] = None,
     wires: Annotated[int, typer.Option(min=2, max=8, help="qubits")] = 4,
     depth: Annotated[int, typer.Option(min=1, help="layers")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="draws the structure of random kernels")] = 0,
     check: Annotated[bool, typer.Option("--check", help="compare them with the peers that are installed")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """List the quantum kernels with their sizes and sources, or check them against PennyLane and Qiskit."""
+    """List kernels, encodings, readouts and channels with sizes and sources, or check them against the peers."""
     from qconv.kernel_list import show_kernels
 
-    if not show_kernels(wires, depth, seed, check=check, as_json=as_json):
+    if not show_kernels(wires, depth, seed, name, check=check, as_json=as_json):
         raise typer.Exit(1)
 
 
 @app.command()
 def draw(
-    kernel: Annotated[str, typer.Argument(help="a name that `qconv kernels` lists")],
-    wires: Annotated[int, typer.Option(help="qubits")] = 4,
-    depth: Annotated[int, typer.Option(help="layers")] = 2,
-    encoding: Annotated[str, typer.Option(help="how features enter: angle, amplitude, ...")] = "angle",
-    readout: Annotated[str, typer.Option(help="what is read at the end")] = "z",
+    kernel: _Source,
+    wires: _Wires = None,
+    depth: _Depth = None,
+    encoding: _Encoding = None,
+    readout: _Readout = None,
+    entangle: _Entangle = True,
+    reupload: _Reupload = False,
+    option: _Options = None,
     seed: Annotated[int, typer.Option(min=0, help="draws the structure of random kernels")] = 0,
     width: Annotated[float, typer.Option(help="of a figure in inches; longer circuits continue below")] = 10.0,
     out: Annotated[
-        Path | None, typer.Option(help="file: .svg, .png, .pdf or .txt (default: text on the screen)")
+        Path | None,
+        typer.Option(help="file: .svg, .png, .pdf or .txt, in a folder that is made (default: text on the screen)"),
     ] = None,
 ) -> None:
-    """Draw a kernel's circuit."""
-    from circuits.kernels import kernel as named_kernel
+    """Draw a kernel's circuit; on a screen, rows as long as it is wide, else (in a pipe, a .txt) one row."""
+    from shutil import get_terminal_size
+
+    from qconv.kernel_argument import read_circuit
     from qconv.kernel_drawing import save_drawing
 
-    circuit = named_kernel(kernel, wires=wires, depth=depth, encoding=encoding, readout=readout, seed=seed)
+    circuit = read_circuit(
+        kernel, wires, depth, encoding, seed, readout, entangle=entangle, reupload=reupload, options=option or ()
+    )
     if out is None:
-        print(circuit.draw())
+        print(circuit.draw(columns=get_terminal_size((0, 0)).columns or None))
     else:
         save_drawing(circuit, out, width)
         print(f"Drawing: {out}")
@@ -271,7 +295,8 @@ def simulate(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="0.1,0.2, a .npy or .csv file, or random")] = None,
     observables: Annotated[
-        str | None, typer.Option(help="Pauli strings such as ZI,XX, or z, zz, paulis2 (default: the circuit's own)")
+        str | None,
+        typer.Option(help="Pauli strings such as ZI,XX, or z, zz, paulis2, root (default: the circuit's own)"),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, fourier, statevector, pennylane, qiskit, ...")] = "auto",
     option: Annotated[
@@ -283,16 +308,17 @@ def simulate(
     ] = None,
     readout_error: Annotated[str | None, typer.Option(help="P(1|0),P(0|1) of every wire, as 0.01,0.03")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of shots, random weights and random kernels")] = None,
-    wires: Annotated[int | None, typer.Option(min=1, help="of a named kernel (default: 4)")] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="of a named kernel (default: 2)")] = None,
-    encoding: Annotated[str | None, typer.Option(help="of a named kernel (default: angle)")] = None,
+    wires: _Wires = None,
+    depth: _Depth = None,
+    encoding: _Encoding = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, with every bitstring")] = False,
 ) -> None:
     """Run a circuit: expectation values, and under shots their standard errors and the bitstrings found."""
     from qconv import simulate_arguments as given
+    from qconv.kernel_argument import read_circuit
     from qconv.simulate_file import run_circuit, show
 
-    circuit = given.with_observables(given.read_circuit(source, wires, depth, encoding, seed), observables)
+    circuit = read_circuit(source, wires, depth, encoding, seed, observables)
     outcome = run_circuit(
         circuit,
         given.read_numbers(inputs, circuit.n_inputs, "inputs", "--input"),
@@ -308,14 +334,19 @@ def simulate(
 
 @app.command()
 def diagnose(
-    kernel: Annotated[str, typer.Argument(help="a name that `qconv kernels` lists")],
-    wires: Annotated[int, typer.Option(min=1, max=10, help="qubits")] = 4,
-    depth: Annotated[int, typer.Option(min=1, help="layers")] = 2,
-    encoding: Annotated[str, typer.Option(help="how features enter: angle, amplitude, ...")] = "angle",
-    readout: Annotated[str, typer.Option(help="what is read at the end")] = "z",
+    kernel: _Source,
+    wires: Annotated[int | None, typer.Option(min=1, max=10, help="qubits of a named kernel (default: 4)")] = None,
+    depth: _Depth = None,
+    encoding: _Encoding = None,
+    readout: _Readout = None,
+    entangle: _Entangle = True,
+    reupload: _Reupload = False,
+    option: _Options = None,
     pairs: Annotated[int, typer.Option(min=2, help="random weights: pairs of them for the expressibility")] = 5000,
     seed: Annotated[int, typer.Option(min=0, help="of random kernels and of all draws")] = 0,
-    out: Annotated[Path | None, typer.Option(help="output folder (default: runs/diagnose-KERNEL)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="output folder (default: runs/diagnose-KERNEL, of a control with -control)")
+    ] = None,
 ) -> None:
     """What a kernel can express, whether it trains, and what it sees of real digits: a table and pictures."""
     from rich.console import Console
@@ -324,8 +355,20 @@ def diagnose(
 
     console = Console()
     with console.status(f"diagnosing {kernel}"):
-        found = diagnosis_of(kernel, wires, depth, encoding, readout, pairs=pairs, seed=seed)
-    files = found.save(Path("runs") / f"diagnose-{kernel}" if out is None else out)
+        found = diagnosis_of(
+            kernel,
+            wires,
+            depth,
+            encoding,
+            readout,
+            entangle=entangle,
+            reupload=reupload,
+            options=option or (),
+            pairs=pairs,
+            seed=seed,
+        )
+    folder = f"diagnose-{Path(kernel).stem}{'' if entangle else '-control'}"
+    files = found.save(Path("runs") / folder if out is None else out)
     console.print(found.table())
     for path in files:
         console.print(f"Written: {path}", soft_wrap=True, highlight=False)

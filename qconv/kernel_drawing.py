@@ -22,6 +22,7 @@ def save_drawing(circuit: Circuit, path: Path, width: float = 10.0) -> None:
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"drawing {path} ends with {path.suffix!r}: it must end with one of {', '.join(FORMATS)}")
+    # As the other commands that write files.
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part{path.suffix}")
     try:

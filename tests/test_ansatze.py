@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from circuits import Angle, Circuit, Gate, channel_overwrite, kernel, kernel_names, without_entanglement
-from circuits.ansatze import ANSATZE, ansatz, ansatz_options
+from circuits.ansatze import ANSATZE, ansatz, ansatz_option_values, ansatz_options
 from qconv.diagnostics import states
 
 LINES = [
@@ -311,12 +311,99 @@ def test_options_are_listed():
         (lambda: kernel("hur_qcnn", 4, pooling="pooling4"), "unknown pooling 'pooling4'"),
         (lambda: kernel("henderson", 4, connection=1.5), "connection 1.5"),
         (lambda: kernel("random_layers", 4, ratio=1.0), "ratio 1.0"),
-        (lambda: kernel("random_layers", 4, rotations=-1), "-1 rotations a layer: give at least 1"),
+        (lambda: kernel("random_layers", 4, rotations=-1), "rotations -1: give a whole number of at least 1"),
         (lambda: channel_overwrite(3, 4, registers=2), "3 channels of 4 pixels, 2 registers"),
         (lambda: channel_overwrite(2, 4, unitary="u3"), "unknown unitary 'u3'"),
+        (lambda: channel_overwrite(2, 4, registers="2"), "give at least one of each"),
+        (lambda: kernel("sim1", "4"), "was given '4' wires and depth 2: both must be whole numbers"),
+        (lambda: kernel("sim1", 2.0), "was given 2.0 wires"),
+        (lambda: kernel("sim1", 4, "2"), "wires and depth '2'"),
+        (lambda: kernel("sim2", 4, entangle="no"), "was given entangle='no': give True or False"),
+        (lambda: kernel("sim2", 4, reupload="no"), "was given reupload='no': give True or False"),
+        (lambda: kernel("random", 4, seed=-1), "was given seed -1: give a whole number of at least 0"),
+        (lambda: kernel("sim2", 4, seed=-1), "was given seed -1"),
+        (lambda: kernel("random_layers", 4, rotations=["RX"]), "rotations ['RX']: give a whole number"),
+        (lambda: kernel("random_layers", 4, ratio="0.3"), "ratio '0.3': give a number of 0 to below 1"),
+        (lambda: kernel("hur_u9", 4, shared="no"), "shared 'no': give true or false"),
+        (lambda: kernel("ttn", 4, block=["real"]), "block ['real']: give real, complex, general"),
+        (lambda: kernel("strongly_entangling", 4, ranges=2), "ranges 2: give a list of whole numbers"),
+        (lambda: kernel("efficient_su2", 4, entanglement=[(0, 4)]), "the pair (0, 4): give two different wires of 0"),
+        (lambda: kernel("efficient_su2", 4, entanglement=[1, 2]), "entanglement [1, 2]: give reverse_linear, linear"),
     ],
 )
 def test_errors_say_what_to_do(make, says):
     with pytest.raises(ValueError) as error:
         make()
     assert says in str(error.value)
+
+
+def test_every_option_says_what_it_takes_and_takes_its_default():
+    for name in kernel_names():
+        defaults = ansatz_options(name)
+        assert ansatz_option_values(name).keys() == defaults.keys()
+        defaults.pop("seed", None)
+        assert kernel(name, 4, 2, **defaults) == kernel(name, 4, 2)
+    assert ansatz_option_values("ttn")["block"].startswith("real, complex, general: ")
+
+
+def test_lists_are_options_as_tuples_are():
+    assert kernel("strongly_entangling", 4, ranges=[1, 3]) == kernel("strongly_entangling", 4, ranges=(1, 3))
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1), (2, 3)], [[0, 1], [2, 3]]])
+def test_pairs_of_wires_are_an_entanglement_as_in_qiskit(pairs):
+    library = pytest.importorskip("qiskit.circuit.library")
+    ours = kernel("efficient_su2", 4, 2, entanglement=pairs)
+    theirs = library.efficient_su2(4, reps=2, entanglement=pairs)
+    found = [tuple(theirs.find_bit(q).index for q in each.qubits) for each in theirs.data if each.name == "cx"]
+    assert [gate.wires for gate in ours.gates if gate.name == "CNOT"] == found
+
+
+QCNNS = ("hur_qcnn", "cong_qcnn", "cirq_qcnn", "qiskit_qcnn")
+
+
+def read_wires(circuit):
+    assert all(text.count("Z") == 1 and set(text) <= set("IZ") for text in circuit.observables)
+    return {text.index("Z") for text in circuit.observables}
+
+
+@pytest.mark.parametrize("wires", [3, 5, 7, 8])
+@pytest.mark.parametrize("name", QCNNS)
+def test_the_root_is_what_the_next_layer_works_on(name, wires):
+    for depth in (1, 2, 3):
+        root = read_wires(kernel(name, wires, depth, readout="root"))
+        before, after = ansatz(name, wires, depth), ansatz(name, wires, depth + 1)
+        assert after.gates[: len(before.gates)] == before.gates
+        later = {wire for gate in after.gates[len(before.gates) :] for wire in gate.wires}
+        assert later == (root if len(root) > 1 else set())
+        # The pooling before it sends something to each wire that is left.
+        assert root <= {wire for gate in before.gates for wire in gate.wires}
+
+
+@pytest.mark.parametrize(
+    ("name", "root"), [("hur_qcnn", 4), ("cong_qcnn", 0), ("cirq_qcnn", 7), ("qiskit_qcnn", 7), ("ttn", 7), ("mera", 7)]
+)
+def test_the_root_of_eight_wires(name, root):
+    assert read_wires(kernel(name, 8, 3, readout="root")) == {root}
+    assert read_wires(kernel(name, 8, 3)) == set(range(8))
+    assert read_wires(kernel(name, 8, 3, readout="root", entangle=False)) == {root}
+
+
+@pytest.mark.parametrize("name", ["ttn", "mera"])
+@pytest.mark.parametrize("wires", [2, 5, 6])
+def test_every_weight_and_feature_of_a_tree_reaches_its_root(name, wires):
+    circuit = kernel(name, wires, 1, readout="root", block="complex")
+    rng = np.random.default_rng(1)
+    _, by_input, by_weight = oracle.run(circuit, rng.random(wires), rng.random(circuit.n_weights))
+    assert circuit.observables == ("I" * (wires - 1) + "Z",)
+    assert (np.abs(by_weight) > 1e-6).all()
+    assert (np.abs(by_input) > 1e-6).all()
+
+
+def test_uploads_between_layers_make_each_a_network_of_its_own():
+    assert read_wires(kernel("hur_qcnn", 8, 3, readout="root", reupload=True)) == {0, 2, 4, 6}
+
+
+def test_a_root_is_asked_of_kernels_that_have_one():
+    with pytest.raises(ValueError, match="'sim3' discards none: give 'z', or one of the kernels hur_qcnn, cong_qcnn"):
+        kernel("sim3", 4, readout="root")

@@ -143,8 +143,15 @@ class TestSmaldone:
             layer_of("smaldone_co", 2, 1, (1, 2), **options)
 
     def test_channels_must_fill_the_registers(self):
-        with pytest.raises(ValueError, match="channels a multiple of registers"):
-            layer_of("smaldone_pco", 3, 1, (1, 2))
+        with pytest.raises(ValueError, match="3 channels, registers=2 and ancillas=1: give registers=1 or 3"):
+            layer_of("smaldone_pco", 3, 1, (1, 2), registers=2)
+        with pytest.raises(ValueError, match="6 channels, registers=2 and ancillas=3: give registers=1 or 2 or 3 or 6"):
+            layer_of("smaldone_pco", 6, 1, 1, ancillas=3)
+
+    @pytest.mark.parametrize(("channels", "registers"), [(1, 1), (3, 3), (6, 2), (9, 3)])
+    def test_as_few_registers_as_fit_and_more_than_one(self, channels, registers):
+        layer = layer_of("smaldone_pco", channels, 1, 1)
+        assert layer.circuit == channel_overwrite(channels, 1, registers=registers)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -214,8 +221,8 @@ class TestOptions:
                 r"\['entangle'\] were given with a kernel of your own",
             ),
             ({"kernel": kernel("product", 4), "channels": "reupload"}, "they build named kernels"),
-            ({"kernel": kernel("product", 4), "depth": 9}, "depth 9 and encoding 'angle' were given with a kernel"),
-            ({"kernel": kernel("product", 4), "encoding": "zz"}, "depth 2 and encoding 'zz' were given"),
+            ({"kernel": kernel("product", 4), "depth": 9}, "depth 9 was given with a kernel of your own"),
+            ({"kernel": kernel("product", 4), "encoding": "zz"}, "encoding 'zz' was given with a kernel of your own"),
             ({"channels": "seperate"}, "did you mean 'separate'"),
         ],
     )
@@ -228,3 +235,21 @@ class TestOptions:
         values = layer(images(1, 2, 2, 2)).detach()
         torch.testing.assert_close(values * 50, (values * 50).round(), atol=1e-9, rtol=0)
         assert load_backend("qiskit").name in layer.backend
+
+
+@pytest.mark.parametrize("channels", ["joint", "separate", "reupload"])
+def test_the_root_of_a_pooling_kernel_is_one_output(channels):
+    size = (1, 4) if channels == "joint" else (2, 4)
+    layer = QuantumConv2d(
+        2, 1, size, kernel="hur_qcnn", depth=3, readout="root", channels=channels, dtype=torch.float64
+    )
+    assert layer.circuit.observables == ("IIIIZIII",)
+    every = QuantumConv2d(2, 8, size, kernel="hur_qcnn", depth=3, channels=channels, dtype=torch.float64)
+    every.weight.data = layer.weight.data
+    x = images(1, 2, 2, 5)
+    torch.testing.assert_close(layer(x), every(x)[:, 4:5], atol=1e-10, rtol=0)
+
+
+def test_the_root_of_a_circuit_of_ones_own_is_not_known():
+    with pytest.raises(ValueError, match="give the wire that is left"):
+        QuantumConv2d(1, 1, 2, kernel=kernel("ttn", 4), readout="root")

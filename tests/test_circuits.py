@@ -283,7 +283,7 @@ def test_drawing_has_one_line_a_wire_and_all_lines_fit(data, n):
         (lambda: Angle("weight", 0, np.array(2.0)), "angle scale is array(2.)"),
         (lambda: Angle("weight", 0, "2"), "angle scale is '2'"),
         (lambda: Angle("weight", 0, 1.0, None), "angle offset is None"),
-        (lambda: encode("neqr", 2, bits=0), "bits is 0"),
+        (lambda: encode("neqr", 2, bits=0), "was given bits 0: give a whole number of at least 1"),
         (lambda: Circuit(2, (Gate("X", (2,)),)), "gate 0 (X) acts on wires (2,) but the circuit has wires 0 to 1"),
         (lambda: Circuit(2, (), ("ZZZ",)), "does not fit 2 wires"),
         (lambda: Circuit(2, (), ("II",)), "not all I"),

@@ -115,7 +115,7 @@ def test_arms_lists_all_with_their_controls(capsys, monkeypatch):
         ([*TINY, "--out", "a_file"], "the output folder a_file is a file"),
         ([*TINY, "--out", "a_file/run"], "a_file"),
         ([*TINY, "--out", "theirs"], "holds files that qconv did not write ('precious.txt')"),
-        (["draw", "heisenburg"], "unknown kernel 'heisenburg': did you mean 'heisenberg'?"),
+        (["draw", "heisenburg"], "unknown file or kernel 'heisenburg': did you mean 'heisenberg'?"),
         (["draw", "heisenberg", "--wires", "0"], "0 wires"),
         (["energy", "heisenburg"], "unknown arm 'heisenburg'"),
     ],
@@ -163,9 +163,10 @@ def test_interrupted_run_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     assert errors.strip() == f"qconv: stopped. Finished tasks are kept in {tmp_path / 'run'}: the same command resumes."
 
 
-def test_draw(capsys):
+def test_draw(capsys, monkeypatch):
     from circuits.kernels import kernel
 
+    monkeypatch.setenv("COLUMNS", "200")
     code, said, _ = call(capsys, "draw", "strongly_entangling", "--wires", "3", "--depth", "1")
     assert code == 0
     assert said.strip() == kernel("strongly_entangling", wires=3, depth=1).draw().strip()
@@ -215,5 +216,5 @@ def test_as_a_module_an_error_has_no_traceback(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("qconv: unknown kernel 'nothing'")
+    assert done.stderr.startswith("qconv: unknown file or kernel 'nothing'")
     assert "Traceback" not in done.stderr

@@ -22,10 +22,12 @@ from qconv.diagnostics import (
     fidelities,
     fourier_spectrum,
     gaussian_kernel,
+    geometric_difference,
     gradient_variance,
     kernel_matrix,
     meyer_wallach,
     states,
+    target_alignment,
 )
 from qconv.diagnostics.expressibility import haar_log_masses
 from qconv.diagnostics.states import patches_of, states_and_slopes
@@ -126,11 +128,84 @@ def test_patches_of_a_layer_are_those_it_sees():
         (lambda: gradient_variance(NOISY), "layer has noise"),
         (lambda: gradient_variance(QuantumConv2d(1, 1, 1, readout="most_likely_ones")), "has no gradient"),
         (lambda: fourier_spectrum(QuantumConv2d(1, 1, 1, readout="most_likely_ones")), "is no polynomial"),
+        (lambda: expressibility(A, seed=-1), "seed is -1: give at least 0"),
+        (lambda: barren_plateau("sim2", 3, (1,)), "wires are 3: give a list of whole numbers"),
+        (lambda: barren_plateau("sim2", (2, 3), 1), "depths are 1: give a list of whole numbers"),
+        (lambda: meyer_wallach(torch.rand(3, 5)), r"state has shape \(3, 5\)"),
+        (lambda: meyer_wallach(torch.ones(4)), r"state has shape \(4,\)"),
+        (lambda: meyer_wallach(np.eye(4)), "state is a ndarray"),
+        (lambda: meyer_wallach(torch.tensor([[1.0, 0, 0, 0], [1, 0, 0, 1]])), "squared norm 2: divide"),
+        (lambda: gaussian_kernel(torch.rand(4)), r"data have shape \(4,\)"),
     ],
 )
 def test_what_does_not_fit_is_said(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+DATA = torch.rand(5, 2, dtype=torch.float64)
+SQUARE = torch.eye(3)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("measure", "good"),
+    [
+        (lambda x: expressibility(kernel("sim3", 2), x, pairs=9), DATA),
+        (lambda x: fidelities(kernel("sim3", 2), x, pairs=9), DATA),
+        (lambda x: entangling_capability(kernel("sim3", 2), x, samples=9), DATA),
+        (lambda x: gradient_variance(kernel("sim3", 2), x, samples=9), DATA),
+        (lambda x: effective_dimension(kernel("sim3", 2), x, samples=9), DATA),
+        (lambda x: effective_dimension(kernel("basic_entangler", 1, 2), around=x, radius=1.0, samples=9), DATA[0]),
+        (lambda x: fourier_spectrum(kernel("basic_entangler", 1, 2), x), DATA),
+        (lambda x: kernel_matrix(kernel("sim3", 2), x), DATA),
+        (lambda x: kernel_matrix(kernel("basic_entangler", 1, 2), torch.zeros(2, 1), x), DATA[0]),
+        (gaussian_kernel, DATA),
+        (lambda x: target_alignment(x, torch.arange(3)), SQUARE),
+        (lambda x: geometric_difference(x, SQUARE), SQUARE),
+        (lambda x: geometric_difference(SQUARE, x), SQUARE),
+        (lambda x: states(kernel("sim1", 2, 1), x, torch.zeros(5, 4)), DATA),
+        (lambda x: states(kernel("basic_entangler", 1, 2), torch.zeros(5, 1), x), DATA),
+        (meyer_wallach, torch.eye(4)),
+        (lambda x: expressibility(QuantumConv2d(1, 4, 2), x, pairs=9), torch.rand(1, 1, 3, 3)),
+    ],
+)
+def test_what_is_not_finite_is_refused(measure, good, number):
+    measure(good)
+    bad = good.clone()
+    bad.view(-1)[-1] = number
+    with pytest.raises(ValueError, match=r"infinite or NaN|squared norm"):
+        measure(bad)
+
+
+def test_weights_of_a_layer_that_broke_are_refused():
+    layer = QuantumConv2d(1, 4, 2)
+    torch.nn.init.constant_(layer.weight, float("nan"))
+    for measure in (fourier_spectrum, lambda broken: kernel_matrix(broken, torch.rand(1, 1, 3, 3))):
+        with pytest.raises(ValueError, match=r"weights hold .* NaN"):
+            measure(layer)
+
+
+@pytest.mark.parametrize(
+    "measure", [expressibility, entangling_capability, gradient_variance, effective_dimension, kernel_matrix]
+)
+def test_arrays_are_refused_with_what_to_do(measure):
+    with pytest.raises(ValueError, match="data are a ndarray: give a torch"):
+        measure(kernel("sim3", 2), np.zeros((5, 2)))
+
+
+def test_results_are_short_to_read():
+    circuit = kernel("sim3", 2)
+    for found in (
+        expressibility(circuit, pairs=50, seed=0),
+        entangling_capability(circuit, samples=50, seed=0),
+        gradient_variance(circuit, samples=50, seed=0),
+        effective_dimension(circuit, samples=5, seed=0),
+        fourier_spectrum(circuit, samples=2, seed=0),
+    ):
+        assert len(repr(found)) < 300
+        assert "array" not in repr(found)
+    assert len(repr(barren_plateau("product", (1, 2), (1,), samples=9, seed=0))) < 600
 
 
 # ---- expressibility
@@ -335,7 +410,7 @@ def reuploads(times, name="RY"):
 def test_uploads_add_frequencies(times):
     found = fourier_spectrum(reuploads(times), samples=20, seed=0)
     assert found.spectrum.degrees == (times,)
-    assert found.accessible == times + 1
+    assert found.accessible() == times + 1
     # A single upload of a pole of the sphere leaves no constant.
     assert found.present() == times + (times > 1)
     assert found.by_input()[0].shape == (times + 1,)
@@ -353,7 +428,7 @@ def test_power_of_known_waves():
     np.testing.assert_allclose(found.power[[0, 0, 2, 2], [0, 2, 0, 2]], 1 / 16, atol=1e-15)
     np.testing.assert_allclose(found.by_degree(), [0, 0, 1 / 4], atol=1e-15)
     np.testing.assert_allclose(np.concatenate(found.by_input()), [0, 0.25] * 2, atol=1e-15)
-    assert (found.accessible, found.present()) == (5, 2)
+    assert (found.accessible(), found.present()) == (5, 2)
 
 
 def test_power_is_the_mean_square_of_the_outputs():

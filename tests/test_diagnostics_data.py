@@ -315,3 +315,51 @@ def test_diagnose_of_an_unknown_kernel_names_the_nearest(capsys, tmp_path):
     assert code == 2
     assert "heisenberg" in complaint
     assert not any(tmp_path.iterdir())
+
+
+def rows_of(folder):
+    return {row["measure"]: row for row in json.loads((folder / "diagnosis.json").read_text())["findings"]}
+
+
+def test_diagnose_takes_controls_options_and_files(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    small = ("--pairs", 50, "--wires", 2, "--depth", 1)
+    code, said, _ = run(capsys, "sim2", "--no-entangle", *small)
+    assert code == 0
+    assert "sim2 without entanglement on 2 wires, 4 weights" in said
+    assert rows_of(tmp_path / "runs" / "diagnose-sim2-control")["entangling capability"]["value"] < 1e-9
+    code, said, _ = run(capsys, "ttn", "--option", "block=complex", "--reupload", "--readout", "root", *small)
+    assert code == 0
+    assert "ttn on 2 wires, 4 weights" in said
+    wanted = kernel("ttn", 2, 1, readout="root", reupload=True, block="complex")
+    assert json.loads((tmp_path / "runs" / "diagnose-ttn" / "diagnosis.json").read_text())["circuit"] == wanted.text()
+
+    (tmp_path / "mine.qasm").write_text(kernel("sim3", 2, 1).to_qasm3())
+    code, said, _ = run(capsys, "mine.qasm", "--pairs", 50, "--seed", 1)
+    assert code == 0
+    found = rows_of(tmp_path / "runs" / "diagnose-mine")
+    assert "a file is one circuit" in found.pop("log2 gradient variance a wire")["meaning"]
+    assert run(capsys, "sim3", *small, "--seed", 1, "--out", tmp_path / "named")[0] == 0
+    named = rows_of(tmp_path / "named")
+    assert found == {measure: row for measure, row in named.items() if measure in found}
+    assert len(found) == len(named) - 2
+
+
+def test_diagnose_of_files_that_lack_something_says_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.qasm").write_text(
+        'OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nh q[0];\ncx q[0], q[1];\n'
+    )
+    code, _, _ = run(capsys, "bare.qasm", "--pairs", 50)
+    assert code == 0
+    found = rows_of(tmp_path / "runs" / "diagnose-bare")
+    assert found["gradient variance"]["meaning"] == "the kernel has no weights"
+    assert found["kernels of data"]["meaning"] == "the circuit takes no features"
+    assert found["entangling capability"]["value"] == pytest.approx(1)
+    assert "no weights: one state" in found["expressibility"]["meaning"]
+    (tmp_path / "wide.qasm").write_text(kernel("sim1", 11, 1).to_qasm3())
+    code, _, complaint = run(capsys, "wide.qasm", "--pairs", 50)
+    assert code == 2
+    assert "wide.qasm has 11 wires and takes 11 features: give up to 10 wires" in complaint

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from strategies import circuits
 
-from circuits import GATES, Angle, Circuit, Gate, const, encode, kernel
+from circuits import GATES, Angle, Circuit, Factor, Gate, computed, const, encode, kernel
 from circuits.drawing import angle_text, number
 from qconv.cli import main
 
@@ -142,8 +142,43 @@ def test_drawing_leaves_matplotlib_alone():
 def test_errors():
     with pytest.raises(ValueError, match="unknown kind of drawing 'mlp': did you mean 'mpl'"):
         Circuit(1).draw("mlp")
-    with pytest.raises(ValueError, match="width of a drawing is -1 inches"):
-        Circuit(1).draw("svg", width=-1)
+    for width in (-1, "a", float("nan")):
+        with pytest.raises(ValueError, match=f"width of a drawing is {width!r} inches"):
+            Circuit(1).draw("svg", width=width)
+    for columns in (0, "a", 2.5):
+        with pytest.raises(ValueError, match=f"columns of a drawing are {columns!r}"):
+            Circuit(1).draw(columns=columns)
+
+
+def test_text_folds_to_columns_and_loses_nothing():
+    circuit = kernel("sim5", 4, 2, "zz")
+    whole = circuit.draw()
+    folded = circuit.draw(columns=80)
+    assert max(map(len, whole.splitlines())) > 500
+    assert max(map(len, folded.splitlines())) <= 80
+    assert circuit.draw(columns=10_000) == whole
+    rows, reads = folded.split("\nreads ")
+    parts = [row.splitlines() for row in rows.split("\n\n0: ")]
+    # Without the labels of wires, which each row repeats, they are the one row again.
+    for wire in range(4):
+        lines = [
+            line for part in parts for line in part if line.startswith(f"{wire}: ") or (wire == 0 and line == part[0])
+        ]
+        assert "".join(line.removeprefix(f"{wire}: ").removeprefix("─") for line in lines) == next(
+            line for line in whole.splitlines() if line.startswith(f"{wire}: ")
+        ).removeprefix(f"{wire}: ─")
+    assert reads.replace("\n", " ") == "<ZIII> <IZII> <IIZI> <IIIZ>"
+    # A moment that no row has room for stands alone, whole.
+    assert "RY(πx0)" in kernel("product", 1, 1).draw(columns=1)
+
+
+def test_what_terms_have_in_common_is_taken_out():
+    assert "RY(π/4·(bit3(x0)+bit3(x1)-bit3(x2)-bit3(x3)))" in encode("neqr", 4).draw().replace("bit0", "bit3")
+    assert angle_text("input", 0, np.pi / 2, 0.5) == "π/2·x0+0.5"
+    circuit = Circuit(1, (Gate("RX", (0,), (computed({(Factor(0),): -2.0, (Factor(1),): 2.0}, 1.0),)),))
+    assert "RX(-2(x0-x1)+1)" in circuit.draw()
+    shown = words(encode("neqr", 4).draw("mpl"))
+    assert any(r"\pi /4\cdot (" in word for word in shown)
 
 
 def run(*args):
@@ -167,3 +202,50 @@ def test_the_command_refuses_other_files(tmp_path, capsys):
     assert run("draw", "sim3", "--out", str(tmp_path / "kernel.jpg")) == 2
     assert "it must end with one of .svg, .png, .pdf, .txt" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_draws_controls_options_and_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10000")
+
+    def drawn(*args):
+        assert run("draw", *args) == 0
+        return capsys.readouterr().out.rstrip("\n")
+
+    assert drawn("sim2", "--no-entangle") == kernel("sim2", 4, entangle=False).draw()
+    options = ("--option", "block=complex", "--option", "shared=true", "--readout", "root", "--reupload")
+    wanted = kernel("ttn", 4, readout="root", reupload=True, block="complex", shared=True)
+    assert drawn("ttn", *options) == wanted.draw()
+    spread = kernel("strongly_entangling", 4, ranges=(1, 3), readout=["ZIII", "XXII"])
+    for text in ("ranges=1,3", "ranges=[1, 3]"):
+        assert drawn("strongly_entangling", "--option", text, "--readout", "ZIII,XXII") == spread.draw()
+    path = tmp_path / "kernel.qasm"
+    path.write_text(spread.to_qasm3())
+    assert drawn(str(path)) == spread.draw()
+    assert (
+        drawn(str(path), "--readout", "zz")
+        == spread.with_observables(kernel("sim1", 4, readout="zz").observables).draw()
+    )
+    monkeypatch.setenv("COLUMNS", "60")
+    assert drawn("sim5") == kernel("sim5", 4).draw(columns=60)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["sim2", "--option", "shared"], "--option 'shared' is not KEY=VALUE, such as block=complex"),
+        (["sim2", "--option", "shared=1"], "unknown option of kernel 'sim2' 'shared'"),
+        (["ttn", "--option", "shared=yes"], "was given shared 'yes': give true or false"),
+        (["ttn", "--option", "shared=true", "--option", "shared=false"], "--option shared is given twice"),
+        (["FILE", "--no-entangle"], "is a file, which has its own wires"),
+        (["FILE", "--option", "a=1"], "is a file, which has its own wires"),
+        (["FILE", "--reupload"], "is a file, which has its own wires"),
+        (["missing.qasm"], "missing.qasm"),
+    ],
+)
+def test_the_command_says_what_does_not_fit(tmp_path, capsys, args, says):
+    path = tmp_path / "kernel.qasm"
+    path.write_text(kernel("sim1", 2).to_qasm3())
+    assert run("draw", *(str(path) if arg == "FILE" else arg for arg in args)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("qconv: ")
+    assert says in said

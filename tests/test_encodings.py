@@ -207,12 +207,17 @@ def test_options_are_listed():
     ("make", "says"),
     [
         (lambda: encode("zz", 2, rep=2), "did you mean 'reps'"),
-        (lambda: encode("zz", 2, reps=0), "reps is 0"),
+        (lambda: encode("zz", 2, reps=0), "was given reps 0: give a whole number of at least 1"),
         (lambda: encode("zz", 2, entanglement="ful"), "did you mean 'full'"),
         (lambda: encode("frqi", 3), "given 3 features: it takes images of 2\\^k by 2\\^l"),
         (lambda: encode("neqr", 4, 5), "holds 2 features on 5 wires but was given 4: use 6 wires"),
         (lambda: encode("dense_angle", 5, 2), "holds 4 features on 2 wires but was given 5: use 3 wires"),
         (lambda: encode("angle", 0), "needs at least 1"),
+        (lambda: encode("angle", "4"), "was given '4' features: it needs at least 1, a whole number"),
+        (lambda: encode("angle", 4, 4.0), "was given 4.0 wires"),
+        (lambda: encode("threshold", 4, threshold=[0.1, 0.2]), r"threshold \[0.1, 0.2\]: give a number"),
+        (lambda: encode("zz", 4, reps="2"), "reps '2': give a whole number of at least 1"),
+        (lambda: encode("iqp", 4, scale=float("nan")), "scale nan: give a number"),
     ],
 )
 def test_errors_say_what_to_do(make, says):

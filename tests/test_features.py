@@ -158,7 +158,7 @@ class TestDrawing:
         assert "RZZ(x0x1)" in encode("iqp", 2).draw()
         assert "RY(π[x0>0.5])" in encode("threshold", 1).draw()
         assert "RY(arcsin(x0))─RZ(arccos(x0²))" in encode("arcsin", 1).draw()
-        assert "RY(π/2x0-π/2x1)" in encode("frqi", 2).draw()
+        assert "RY(π/2·(x0-x1))" in encode("frqi", 2).draw()
         assert "f(x0..x7)" in encode("frqi", 8).draw()
 
     def test_what_is_no_product_of_brackets_is_drawn_as_a_sum(self):

@@ -9,8 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from circuits import channel_overwrite, kernel, kernel_names
+from circuits import channel_overwrite, encoding_names, kernel, kernel_names, readout_names
 from qconv import QuantumConv2d
+from qconv.channels import CHANNELS
 from qconv.cli import main
 from qconv.kernel_checks import Check, summary, unitary_of
 from qconv.kernel_list import kernel_rows
@@ -32,6 +33,24 @@ def test_kernels_are_listed_with_sizes_and_sources(capsys, monkeypatch):
     assert "Circuit-centric quantum classifiers" in said
     assert "3*n*d" in said
     assert "Options: block='real', shared=False" in said
+    for names in (encoding_names(), readout_names(), CHANNELS):
+        assert ", ".join(names) in " ".join(said.split())
+
+
+def test_one_kernel_is_listed_with_what_its_options_take(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, said, _ = call(capsys, "kernels", "hur_qcnn", "--wires", "8", "--depth", "3")
+    assert code == 0
+    assert "Of the 8 wires it leaves wire 4, which readout root reads" in " ".join(said.split())
+    assert "pooling='pooling1': pooling1, pooling2, pooling3: the pooling's block" in said
+    assert "sim2" not in said
+    assert "sim1 takes no options besides" in call(capsys, "kernels", "sim1")[1]
+    code, said, _ = call(capsys, "kernels", "ttn", "--json")
+    (row,) = json.loads(said)
+    assert (row["name"], row["root"], list(row["takes"])) == ("ttn", [3], ["block", "shared"])
+    code, _, errors = call(capsys, "kernels", "ttm")
+    assert code == 2
+    assert "did you mean 'ttn'" in errors
 
 
 def test_kernels_as_json(capsys):

@@ -237,6 +237,7 @@ def test_the_map_is_in_the_ledger():
         ("probabilities", 13, "at most 4095"),
         ("paulis6", 9, "at most 4095"),
         ("probability", 4, "did you mean 'probabilities'"),
+        ("root", 4, "belongs to named kernels that discard wires"),
         ("ZA", 2, "is no Pauli string of 2 letters"),
     ],
 )

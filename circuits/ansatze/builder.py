@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from circuits.circuit import Angle, Circuit, Gate, const
 from circuits.gates import GATES, Part
+from circuits.options import flag, whole_number
 
 Pair = tuple[int, int]
 
 # Wires a and b of a block of two; of a controlled gate the first is the control.
 A, B, AB, BA = (0,), (1,), (0, 1), (1, 0)
+
+# Types of options that several ansaetze have.
+Shared = Annotated[bool, flag("whether the blocks of a layer share their weights")]
+Seed = Annotated[int, whole_number(0, "draws the structure")]
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,14 @@ class Ansatz:
 
     Args:
         build: (wires, depth, options by keyword) -> the block as a circuit without readout, weights from index 0 on.
-            An option `seed` draws the structure of a random one.
+            What options take stands in their annotations, see circuits.options; `seed` draws a random structure.
         entangles: Whether it has gates on two wires.
         citation: Where it comes from.
         initial: How a layer starts its weights: "near_identity" draws rotations from N(0, 0.1) and starts two-wire
             gates at 0, so that training decides how much entanglement there is; "uniform" draws all from [0, 2 pi).
         weights: Number of weights on n wires with d layers, as a formula in Python; empty for a random structure.
         least_wires: Fewest wires it exists on.
+        root: (wires, depth) -> the wires that are not discarded, where it discards some: what readout "root" reads.
     """
 
     build: Callable[..., Circuit]
@@ -35,6 +41,7 @@ class Ansatz:
     initial: Literal["near_identity", "uniform"] = "near_identity"
     weights: str = ""
     least_wires: int = 1
+    root: Callable[[int, int], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import pi
+from typing import Annotated
 
-from circuits.ansatze.builder import AB, BA, A, Ansatz, B, Block, Builder, Pair, bricks
+from circuits.ansatze.builder import AB, BA, A, Ansatz, B, Block, Builder, Pair, Shared, bricks
 from circuits.circuit import Circuit
 from circuits.gates import Part
-from circuits.naming import unknown
+from circuits.options import one_of
 
 # Hur, Kim & Park: convolution blocks, weights in the order of takh04/QCNN's unitary.py.
 HUR_BLOCKS = {
@@ -141,84 +142,107 @@ def ring_of_bricks(wires: Sequence[int]) -> list[Pair]:
     return even + odd + ([(wires[-1], wires[0])] if len(wires) % 2 == 0 else [])
 
 
-def _convolution(block: Block, wires: int, depth: int, *, shared: bool = True) -> Circuit:
-    """Option shared: whether a layer's blocks share their weights."""
+def _convolution(block: Block, wires: int, depth: int, *, shared: Shared = True) -> Circuit:
     made = Builder(wires)
     for _ in range(depth):
         made.tile(block, ends_and_bricks(range(wires)), shared)
     return made.circuit()
 
 
-def _vatan_williams(wires: int, depth: int, *, shared: bool = False) -> Circuit:
-    """Option shared: whether a layer's blocks share their weights."""
+def _vatan_williams(wires: int, depth: int, *, shared: Shared = False) -> Circuit:
     made = Builder(wires)
     for _ in range(depth):
         made.tile(VATAN_WILLIAMS, ring_of_bricks(range(wires)), shared)
     return made.circuit()
 
 
-def _hur_qcnn(wires: int, depth: int, *, convolution: str = "hur_su4", pooling: str = "pooling1") -> Circuit:
-    """Options convolution: one of HUR_BLOCKS; pooling: one of HUR_POOLINGS."""
-    if convolution not in HUR_BLOCKS:
-        raise unknown("convolution", convolution, HUR_BLOCKS)
-    if pooling not in HUR_POOLINGS:
-        raise unknown("pooling", pooling, HUR_POOLINGS)
+# Poolings: which of the wires are dropped, and which stay.
+Split = Callable[[Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
-    def level(made: Builder, wires: Sequence[int]) -> Sequence[int]:
+
+def _odd_places(wires: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    return wires[1::2], wires[0::2]
+
+
+def _odd_places_but_the_first_of_two(wires: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    return (wires[:1], wires[1:]) if len(wires) == 2 else _odd_places(wires)
+
+
+def _first_half(wires: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    half = len(wires) // 2
+    return wires[:half], wires[half:]
+
+
+def _left(split: Split, wires: int, depth: int) -> tuple[int, ...]:
+    """Wires that are left after `depth` poolings, or once one is left."""
+    left: Sequence[int] = range(wires)
+    for _ in range(depth):
+        if len(left) > 1:
+            left = split(left)[1]
+    return tuple(left)
+
+
+def _hur_qcnn(
+    wires: int,
+    depth: int,
+    *,
+    convolution: Annotated[str, one_of(HUR_BLOCKS, "the convolution's block")] = "hur_su4",
+    pooling: Annotated[str, one_of(HUR_POOLINGS, "the pooling's block")] = "pooling1",
+) -> Circuit:
+    def level(made: Builder, wires: Sequence[int], dropped: Sequence[int], kept: Sequence[int]) -> None:
         made.tile(HUR_BLOCKS[convolution], ends_and_bricks(wires), shared=True)
-        # Even places stay, but of the last two wires the second.
-        dropped, kept = (wires[0::2], wires[1::2]) if len(wires) == 2 else (wires[1::2], wires[0::2])
         made.tile(HUR_POOLINGS[pooling], zip(dropped, kept, strict=False), shared=True)
-        return kept
 
-    return _levels(level, Builder(wires), depth)
+    return _levels(level, _odd_places_but_the_first_of_two, Builder(wires), depth)
 
 
 def _cong_qcnn(wires: int, depth: int) -> Circuit:
-    def level(made: Builder, wires: Sequence[int]) -> Sequence[int]:
+    def level(made: Builder, wires: Sequence[int], dropped: Sequence[int], kept: Sequence[int]) -> None:
         even, odd = bricks(wires)
         made.tile(CONG, even + odd, shared=True)
-        made.tile(CONG_POOL, zip(wires[0::2], wires[1::2], strict=False), shared=True)
-        return wires[0::2]
+        made.tile(CONG_POOL, zip(kept, dropped, strict=False), shared=True)
 
     made = Builder(wires)
     made.tile(Block((("U3", A, (0, 1, 2)), ("U3", B, (3, 4, 5)))), bricks(range(wires))[0], shared=True)
-    return _levels(level, made, depth)
+    return _levels(level, _odd_places, made, depth)
 
 
 def _cirq_qcnn(wires: int, depth: int) -> Circuit:
-    def level(made: Builder, wires: Sequence[int]) -> Sequence[int]:
+    def level(made: Builder, wires: Sequence[int], dropped: Sequence[int], kept: Sequence[int]) -> None:
         made.tile(CIRQ, ring_of_bricks(wires), shared=True)
-        half = len(wires) // 2
         weights = made.take(6)
-        for source, sink in zip(wires[:half], wires[half:], strict=False):
+        for source, sink in zip(dropped, kept, strict=False):
             for wire, own in ((sink, weights[:3]), (source, weights[3:])):
                 for gate, angle in zip(_XYZ, own, strict=True):
                     made.add(gate, wire, angles=(angle,))
             made.add("CNOT", source, sink)
             for gate, angle in zip(reversed(_XYZ), reversed(weights[:3]), strict=True):
                 made.add(gate, sink, angles=(angle.times(-1.0),))
-        return wires[half:]
 
-    return _levels(level, Builder(wires), depth)
+    return _levels(level, _first_half, Builder(wires), depth)
 
 
 def _qiskit_qcnn(wires: int, depth: int) -> Circuit:
-    def level(made: Builder, wires: Sequence[int]) -> Sequence[int]:
+    def level(made: Builder, wires: Sequence[int], dropped: Sequence[int], kept: Sequence[int]) -> None:
         made.tile(VATAN_WILLIAMS, ring_of_bricks(wires), shared=False)
-        half = len(wires) // 2
-        made.tile(VATAN_WILLIAMS_POOL, zip(wires[:half], wires[half:], strict=False), shared=False)
-        return wires[half:]
+        made.tile(VATAN_WILLIAMS_POOL, zip(dropped, kept, strict=False), shared=False)
 
-    return _levels(level, Builder(wires), depth)
+    return _levels(level, _first_half, Builder(wires), depth)
 
 
-def _levels(level: Callable[[Builder, Sequence[int]], Sequence[int]], made: Builder, depth: int) -> Circuit:
+def _levels(
+    level: Callable[[Builder, Sequence[int], Sequence[int], Sequence[int]], None],
+    split: Split,
+    made: Builder,
+    depth: int,
+) -> Circuit:
     """Convolution and pooling, depth times or until one wire is left."""
     left: Sequence[int] = range(made.wires)
     for _ in range(depth):
         if len(left) > 1:
-            left = level(made, left)
+            dropped, kept = split(left)
+            level(made, left, dropped, kept)
+            left = kept
     return made.circuit()
 
 
@@ -248,6 +272,7 @@ CONVOLUTIONAL = {
         "is a weight here",
         weights="17*min(d, (n - 1).bit_length())",
         least_wires=2,
+        root=partial(_left, _odd_places_but_the_first_of_two),
     ),
     "cong_qcnn": Ansatz(
         _cong_qcnn,
@@ -257,6 +282,7 @@ CONVOLUTIONAL = {
         "pooling onto even places; its last gate, any unitary on the wires left, is not here",
         weights="6 + 12*min(d, (n - 1).bit_length())",
         least_wires=2,
+        root=partial(_left, _odd_places),
     ),
     "cirq_qcnn": Ansatz(
         _cirq_qcnn,
@@ -266,6 +292,7 @@ CONVOLUTIONAL = {
         "another never",
         weights="21*min(d, (n - 1).bit_length())",
         least_wires=2,
+        root=partial(_left, _first_half),
     ),
     "vatan_williams": Ansatz(
         _vatan_williams,
@@ -282,5 +309,6 @@ CONVOLUTIONAL = {
         "gates, as pooling onto the second half of the wires. No weights are shared there, though its text says so",
         weights="9*(n - 1 - ((n - 1) >> d))",
         least_wires=2,
+        root=partial(_left, _first_half),
     ),
 }

@@ -1,17 +1,19 @@
 """Circuits whose structure is drawn from a seed."""
 
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 
-from circuits.ansatze.builder import Ansatz, Builder
+from circuits.ansatze.builder import Ansatz, Builder, Seed
 from circuits.circuit import Circuit
+from circuits.options import number, optional, whole_number
 
 # A random gate is a CNOT with this probability, as in PennyLane's RandomLayers.
 RATIO_CNOT = 0.3
 
 
-def _random(wires: int, depth: int, *, seed: int = 0) -> Circuit:
+def _random(wires: int, depth: int, *, seed: Seed = 0) -> Circuit:
     rng = np.random.default_rng(seed)
     made = Builder(wires)
     for _ in range(depth):
@@ -28,13 +30,15 @@ def _random(wires: int, depth: int, *, seed: int = 0) -> Circuit:
 
 
 def _random_layers(
-    wires: int, depth: int, *, seed: int = 0, rotations: int | None = None, ratio: float = RATIO_CNOT
+    wires: int,
+    depth: int,
+    *,
+    seed: Seed = 0,
+    rotations: Annotated[int | None, optional(whole_number(1, "rotations a layer"), "one a wire")] = None,
+    ratio: Annotated[
+        float, number("a number of 0 to below 1: probability of a CNOT", lambda p: 0 <= p < 1)
+    ] = RATIO_CNOT,
 ) -> Circuit:
-    """Options rotations: so many a layer, by default one a wire; ratio: probability of a CNOT, below 1."""
-    if not 0 <= ratio < 1:
-        raise ValueError(f"random_layers was given ratio {ratio}: it must be at least 0 and below 1")
-    if rotations is not None and rotations < 1:
-        raise ValueError(f"random_layers was given {rotations} rotations a layer: give at least 1")
     rng = np.random.default_rng(seed)
     made = Builder(wires)
     for _ in range(depth):
@@ -56,10 +60,12 @@ PAIR_GATES = ("CU3", "CNOT", "SWAP", "SQSWAP")
 ONE_WIRE_GATES = ("RX", "RY", "RZ", "U3", "P", "T", "H")
 
 
-def _henderson(wires: int, depth: int, *, seed: int = 0, connection: float = CONNECTION) -> Circuit:
-    """Option connection: probability that a pair of wires has a gate, 0 to 1."""
-    if not 0 <= connection <= 1:
-        raise ValueError(f"henderson was given connection {connection}: a probability is in [0, 1]")
+_PROBABILITY = number("a number of 0 to 1: probability that a pair of wires has a gate", lambda p: 0 <= p <= 1)
+
+
+def _henderson(
+    wires: int, depth: int, *, seed: Seed = 0, connection: Annotated[float, _PROBABILITY] = CONNECTION
+) -> Circuit:
     rng = np.random.default_rng(seed)
     made = Builder(wires)
     for _ in range(depth):

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Annotated
 
 from circuits.ansatze.builder import Ansatz, Builder, Pair, bricks, chain, ring
 from circuits.circuit import Circuit
-from circuits.naming import unknown
+from circuits.options import Option, is_list, is_whole, one_of, optional
 
 
 def _heisenberg(wires: int, depth: int) -> Circuit:
@@ -26,8 +27,15 @@ def _product(wires: int, depth: int) -> Circuit:
     return made.circuit()
 
 
-def _strongly_entangling(wires: int, depth: int, *, ranges: Sequence[int] | None = None) -> Circuit:
-    """Option ranges: for each layer how far a control is from its target, 1 to wires - 1."""
+_RANGES = Option(
+    "a list of whole numbers, one a layer: how far a control is from its target, 1 to wires - 1",
+    lambda value: is_list(value, is_whole),
+)
+
+
+def _strongly_entangling(
+    wires: int, depth: int, *, ranges: Annotated[Sequence[int] | None, optional(_RANGES, "1, 2, ... in turn")] = None
+) -> Circuit:
     if ranges is None:
         ranges = [layer % (wires - 1) + 1 for layer in range(depth)] if wires > 1 else [0] * depth
     elif len(ranges) != depth or not all(1 <= reach < wires for reach in ranges):
@@ -43,10 +51,12 @@ def _strongly_entangling(wires: int, depth: int, *, ranges: Sequence[int] | None
     return made.circuit()
 
 
-def _basic_entangler(wires: int, depth: int, *, rotation: str = "RX") -> Circuit:
-    """Option rotation: RX, RY or RZ."""
-    if rotation not in ("RX", "RY", "RZ"):
-        raise unknown("rotation", rotation, ("RX", "RY", "RZ"))
+def _basic_entangler(
+    wires: int,
+    depth: int,
+    *,
+    rotation: Annotated[str, one_of(("RX", "RY", "RZ"), "the gate on every wire")] = "RX",
+) -> Circuit:
     made = Builder(wires)
     for _ in range(depth):
         made.layer(rotation)
@@ -77,8 +87,31 @@ def _simplified_two_design(wires: int, depth: int) -> Circuit:
 ENTANGLEMENTS = ("reverse_linear", "linear", "full", "circular", "pairwise", "sca")
 
 
-def entanglers(entanglement: str, wires: int, layer: int) -> list[Pair]:
-    """Pairs of one layer, as Qiskit's n_local names and orders them."""
+def _is_pair(value: object) -> bool:
+    return is_list(value, is_whole) and len(value) == 2  # type: ignore[arg-type]
+
+
+Entanglement = Annotated[
+    str | Sequence[Pair],
+    Option(
+        f"{', '.join(ENTANGLEMENTS)} (as Qiskit names them), or a list of pairs of wires: which wires meet in a layer",
+        lambda value: value in ENTANGLEMENTS if isinstance(value, str) else is_list(value, _is_pair),
+        ENTANGLEMENTS,
+    ),
+]
+
+
+def entanglers(entanglement: str | Sequence[Pair], wires: int, layer: int) -> list[Pair]:
+    """Pairs of one layer, as Qiskit's n_local names and orders them; or those that are given.
+
+    Raises:
+        ValueError: For a pair of wires that are not there, or of one with itself.
+    """
+    if not isinstance(entanglement, str):
+        for a, b in entanglement:
+            if a == b or not (0 <= a < wires and 0 <= b < wires):
+                raise ValueError(f"entanglement has the pair {(a, b)}: give two different wires of 0 to {wires - 1}")
+        return [(a, b) for a, b in entanglement]
     pairs = chain(range(wires))
     closed = [(wires - 1, 0), *pairs] if wires > 2 else pairs
     # Shifted, circular, alternating: the ring starts one pair earlier each layer, every other time turned around.
@@ -92,12 +125,10 @@ def entanglers(entanglement: str, wires: int, layer: int) -> list[Pair]:
         "pairwise": pairs[0::2] + pairs[1::2],
         "sca": [(b, a) for a, b in shifted] if layer % 2 else shifted,
     }
-    if entanglement not in known:
-        raise unknown("entanglement", entanglement, ENTANGLEMENTS)
     return known[entanglement]
 
 
-def _local(rotations: Sequence[str], wires: int, depth: int, entanglement: str) -> Circuit:
+def _local(rotations: Sequence[str], wires: int, depth: int, entanglement: str | Sequence[Pair]) -> Circuit:
     made = Builder(wires)
     for layer in range(depth):
         made.layer(*rotations)
@@ -106,13 +137,11 @@ def _local(rotations: Sequence[str], wires: int, depth: int, entanglement: str) 
     return made.circuit()
 
 
-def _real_amplitudes(wires: int, depth: int, *, entanglement: str = "reverse_linear") -> Circuit:
-    """Option entanglement: one of ENTANGLEMENTS."""
+def _real_amplitudes(wires: int, depth: int, *, entanglement: Entanglement = "reverse_linear") -> Circuit:
     return _local(("RY",), wires, depth, entanglement)
 
 
-def _efficient_su2(wires: int, depth: int, *, entanglement: str = "reverse_linear") -> Circuit:
-    """Option entanglement: one of ENTANGLEMENTS."""
+def _efficient_su2(wires: int, depth: int, *, entanglement: Entanglement = "reverse_linear") -> Circuit:
     return _local(("RY", "RZ"), wires, depth, entanglement)
 
 

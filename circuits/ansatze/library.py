@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from inspect import Parameter, signature
-from numbers import Integral
 
 from circuits.ansatze.builder import Ansatz
 from circuits.ansatze.convolutional import CONVOLUTIONAL
@@ -14,6 +12,7 @@ from circuits.ansatze.smaldone import SMALDONE
 from circuits.ansatze.trees import TREES
 from circuits.circuit import Circuit, Gate
 from circuits.naming import unknown
+from circuits.options import check_options, is_flag, is_whole, option_defaults, option_values
 
 ANSATZE: dict[str, Ansatz] = LAYERED | DRAWN | SIM | CONVOLUTIONAL | TREES | SMALDONE
 
@@ -30,13 +29,35 @@ def find_ansatz(name: str) -> Ansatz:
 
 
 def ansatz_options(name: str) -> dict[str, object]:
-    """Options that a named ansatz takes besides wires and depth, with their defaults.
+    """Options that a named ansatz takes besides wires and depth, with their defaults; see `ansatz_option_values`.
 
     Raises:
         ValueError: For an unknown name, with the nearest valid one.
     """
-    parameters = signature(find_ansatz(name).build).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    return option_defaults(find_ansatz(name).build)
+
+
+def ansatz_option_values(name: str) -> dict[str, str]:
+    """What each option of a named ansatz takes, in words; `qconv kernels NAME` prints them.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest valid one.
+    """
+    return option_values(find_ansatz(name).build)
+
+
+def check_sizes(name: str, wires: object, depth: object) -> None:
+    """Raise a ValueError unless wires and depth of a named kernel are whole numbers of at least 1."""
+    if not all(is_whole(size) and size >= 1 for size in (wires, depth)):  # type: ignore[operator]
+        raise ValueError(
+            f"kernel {name!r} was given {wires!r} wires and depth {depth!r}: both must be whole numbers of at least 1"
+        )
+
+
+def check_flag(name: str, option: str, value: object) -> None:
+    """Raise a ValueError unless an option of a named kernel is True or False."""
+    if not is_flag(value):
+        raise ValueError(f"kernel {name!r} was given {option}={value!r}: give True or False")
 
 
 def ansatz(
@@ -48,25 +69,22 @@ def ansatz(
         name: An ansatz's name.
         wires: Number of qubits, at least 1; 2 where there is nothing to see on one.
         depth: Number of layers, at least 1. Networks that pool stop when one wire is left.
-        seed: Draws the structure of a random one; the others do not depend on it.
+        seed: Draws the structure of a random one, at least 0; the others do not depend on it.
         entangle: False for its control, see `without_entanglement`.
-        options: What this ansatz takes besides, see `ansatz_options` and its citation.
+        options: What this ansatz takes besides, see `ansatz_option_values`.
 
     Raises:
-        ValueError: For an unknown name or option, or too few wires or layers.
+        ValueError: For an unknown name or option, a value that an option does not take, or too few wires or layers.
     """
     found = find_ansatz(name)
-    if not all(isinstance(number, Integral) for number in (wires, depth)) or wires < 1 or depth < 1:
-        raise ValueError(
-            f"kernel {name!r} was given {wires} wires and depth {depth}: both must be whole numbers of at least 1"
-        )
+    check_sizes(name, wires, depth)
+    check_flag(name, "entangle", entangle)
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"kernel {name!r} was given seed {seed!r}: give a whole number of at least 0")
     if wires < found.least_wires:
         raise ValueError(f"kernel {name!r} was given {wires} wire: it needs at least {found.least_wires}")
-    known = ansatz_options(name)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of kernel {name!r}", option, known)
-    if "seed" in known:
+    check_options(f"kernel {name!r}", found.build, options)
+    if "seed" in ansatz_options(name):
         options["seed"] = seed
     circuit = found.build(wires, depth, **options)
     return circuit if entangle else without_entanglement(circuit)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 from circuits.ansatze.builder import Ansatz, Builder, Pair, bricks, chain
 from circuits.circuit import Circuit
+from circuits.options import flag
 
 
 def _down(wires: int) -> list[Pair]:
@@ -104,9 +106,13 @@ def _build(layer: Callable[[Builder, str], None], gate: str, wires: int, depth: 
 
 
 def _build_rings(
-    layer: Callable[[Builder, str], None], gate: str, wires: int, depth: int, *, exchanged: bool = False
+    layer: Callable[[Builder, str], None],
+    gate: str,
+    wires: int,
+    depth: int,
+    *,
+    exchanged: Annotated[bool, flag("whether the rings' controls are their targets")] = False,
 ) -> Circuit:
-    """Option exchanged: whether the rings' controls are their targets."""
     made = _build(layer, gate, wires, depth)
     if not exchanged:
         return made

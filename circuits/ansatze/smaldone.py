@@ -7,6 +7,7 @@ from math import pi
 from circuits.ansatze.builder import Ansatz, Builder, chain, ring
 from circuits.circuit import Angle, Circuit, Gate
 from circuits.naming import unknown
+from circuits.options import is_flag, is_whole
 
 
 def _u1(made: Builder, on: Sequence[int]) -> None:
@@ -56,7 +57,8 @@ def channel_overwrite(
     On |+> of the ancillas, for each round of channels: RX(pi x) on each register, the unitary, for several registers
     CNOT powers between their first wires, a CZ power from each first wire into an ancilla; after all but the last
     round the register is undone. Several ancillas meet at the end by CNOT powers. One register is "channel overwrite"
-    (CO), several are "parallel channel overwrite" (PCO); the authors' code leaves registers uncoupled unless asked.
+    (CO), several that write into one ancilla are "parallel channel overwrite" (PCO), with an ancilla each they are
+    "PCO-T": in the authors' training script both have 3 coupled registers, and rdpa (registers an ancilla) 3 or 1.
 
     Args:
         channels: Channels of a patch, a multiple of `registers`.
@@ -78,11 +80,15 @@ def channel_overwrite(
         (arXiv:2305.18961), as in the authors' code, where an exponent t is an angle pi t here. With several registers
         that code undoes wrong weights in some configurations; here each gate is undone by its own inverse.
     """
-    if channels < 1 or pixels < 1 or registers < 1 or channels % registers or not 1 <= ancillas <= registers:
+    sizes = (channels, pixels, registers, ancillas)
+    whole = all(is_whole(size) and size >= 1 for size in sizes)
+    if not whole or channels % registers or ancillas > registers:
         raise ValueError(
             f"channel_overwrite was given {channels} channels of {pixels} pixels, {registers} registers and {ancillas} "
             "ancillas: give at least one of each, channels a multiple of registers, no more ancillas than registers"
         )
+    if not is_flag(couple):
+        raise ValueError(f"channel_overwrite was given couple={couple!r}: give True or False")
     if unitary not in UNITARIES:
         raise unknown("unitary", unitary, UNITARIES)
     starts = [ancillas + register * pixels for register in range(registers)]

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from math import pi
+from typing import Annotated
 
-from circuits.ansatze.builder import AB, BA, A, Ansatz, B, Block, Builder, Pair, chain
+from circuits.ansatze.builder import AB, BA, A, Ansatz, B, Block, Builder, Pair, Shared, chain
 from circuits.circuit import Circuit
-from circuits.naming import unknown
+from circuits.options import one_of
 
 BLOCKS = {
     "real": Block((("RY", A, (0,)), ("RY", B, (1,)), ("CNOT", AB, ()))),
@@ -30,6 +31,10 @@ BLOCKS = {
 }
 
 
+# As `block` of the options below.
+Named = Annotated[str, one_of(BLOCKS, "the gates on a pair of wires")]
+
+
 def tree_levels(wires: Sequence[int]) -> list[tuple[Sequence[int], list[Pair]]]:
     """Wires of each level and its pairs: (0, 1), (2, 3), ..., then (1, 3), ...: the second of a pair goes on.
 
@@ -44,8 +49,6 @@ def tree_levels(wires: Sequence[int]) -> list[tuple[Sequence[int], list[Pair]]]:
 
 
 def _network(pairs: Sequence[Sequence[Pair]], wires: int, depth: int, block: str, shared: bool) -> Circuit:
-    if block not in BLOCKS:
-        raise unknown("block", block, BLOCKS)
     made = Builder(wires)
     for _ in range(depth):
         for layer in pairs:
@@ -53,13 +56,11 @@ def _network(pairs: Sequence[Sequence[Pair]], wires: int, depth: int, block: str
     return made.circuit()
 
 
-def _ttn(wires: int, depth: int, *, block: str = "real", shared: bool = False) -> Circuit:
-    """Options block: one of BLOCKS; shared: whether blocks of a level share their weights."""
+def _ttn(wires: int, depth: int, *, block: Named = "real", shared: Shared = False) -> Circuit:
     return _network([pairs for _, pairs in tree_levels(range(wires))], wires, depth, block, shared)
 
 
-def _mera(wires: int, depth: int, *, block: str = "real", shared: bool = False) -> Circuit:
-    """Options block: one of BLOCKS; shared: whether blocks of a layer share their weights."""
+def _mera(wires: int, depth: int, *, block: Named = "real", shared: Shared = False) -> Circuit:
     layers: list[list[Pair]] = []
     for own, pairs in tree_levels(range(wires)):
         # Disentanglers sit across the borders of the pairs.
@@ -68,9 +69,13 @@ def _mera(wires: int, depth: int, *, block: str = "real", shared: bool = False) 
     return _network(layers, wires, depth, block, shared)
 
 
-def _mps(wires: int, depth: int, *, block: str = "real", shared: bool = False) -> Circuit:
-    """Options block: one of BLOCKS; shared: whether all blocks of a chain share their weights."""
+def _mps(wires: int, depth: int, *, block: Named = "real", shared: Shared = False) -> Circuit:
     return _network([chain(range(wires))], wires, depth, block, shared)
+
+
+def _last(wires: int, depth: int) -> tuple[int, ...]:
+    # Of each level's last pair the second wire goes on, or an odd one out alone.
+    return (wires - 1,)
 
 
 _GRANT = "Grant et al., Hierarchical quantum classifiers (arXiv:1804.03680)"
@@ -86,6 +91,7 @@ TREES = {
         f"Tree of {_GRANT}: of a pair the second wire goes on, the last one is the root; {_OPTIONS}",
         weights="2*d*(n - 1)",
         least_wires=2,
+        root=_last,
     ),
     "mera": Ansatz(
         _mera,
@@ -94,6 +100,7 @@ TREES = {
         f"PennyLane's template lets other wires of the pairs go on; {_OPTIONS}",
         weights="2*d*sum((n - 1) >> k for k in range(n))",
         least_wires=2,
+        root=_last,
     ),
     "mps": Ansatz(
         _mps,

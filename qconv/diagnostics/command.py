@@ -1,9 +1,9 @@
-"""`qconv diagnose`: all diagnostics of a named kernel as a table, a JSON file and pictures."""
+"""`qconv diagnose`: all diagnostics of a kernel as a table, a JSON file and pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from torch import Tensor
 from circuits.ansatze.library import ansatz
 from circuits.circuit import Circuit
 from circuits.encodings import find_encoding
-from circuits.kernels import kernel as named_kernel
 from qconv.data import load_dataset
 from qconv.diagnostics.entanglement import entangling_capability
 from qconv.diagnostics.expressibility import expressibility
 from qconv.diagnostics.fisher import effective_dimension
-from qconv.diagnostics.gradients import COSTS, barren_plateau, gradient_variance
+from qconv.diagnostics.gradients import COSTS, Build, barren_plateau, gradient_variance
 from qconv.diagnostics.kernels import gaussian_kernel, geometric_difference, kernel_matrix, target_alignment
 from qconv.diagnostics.spectrum import fourier_spectrum
+from qconv.kernel_argument import is_file, read_circuit, read_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,7 @@ PATCHES = 30  # that the Fisher information is averaged over
 PIXELS = 64
 REGULARIZATION = 0.01
 PLATEAU_WIRES = (2, 3, 4, 5, 6)
+MAX_WIRES = 10
 
 
 @dataclass(frozen=True)
@@ -122,37 +123,79 @@ def digit_pixels(count: int, images: int = IMAGES) -> tuple[Tensor, Tensor]:
     return found.train_images[:images].flatten(1)[:, nearest].double(), found.train_labels[:images]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What is diagnosed: a circuit, the family that it belongs to (None for a file), digits, and how much is drawn."""
+
+    name: str
+    circuit: Circuit
+    build: Build | None
+    depth: int
+    data: Tensor
+    digits: Tensor
+    pairs: int
+    seed: int
+
+
 def diagnose(
-    name: str,
-    wires: int = 4,
-    depth: int = 2,
-    encoding: str = "angle",
-    readout: str = "z",
+    source: str,
+    wires: int | None = None,
+    depth: int | None = None,
+    encoding: str | None = None,
+    readout: str | None = None,
     *,
+    entangle: bool = True,
+    reupload: bool = False,
+    options: Sequence[str] = (),
     pairs: int = 5000,
     seed: int = 0,
 ) -> Diagnosis:
-    """Every diagnostic of a named kernel; those that need data take pixels of real handwritten digits.
+    """Every diagnostic of a kernel; those that need data take pixels of real handwritten digits.
 
     Args:
-        name: Of `circuits.kernel_names()`.
-        wires: Qubits.
+        source: Of `circuits.kernel_names()`, or an OpenQASM 3 file.
+        wires: As of `read_circuit`, like all up to options.
         depth: Layers.
         encoding: How features enter.
         readout: What is read at the end: outputs are the expectation values of its Pauli strings.
+        entangle: False for the control.
+        reupload: Whether the encoding is repeated.
+        options: "KEY=VALUE" of a named kernel.
         pairs: Of random weights for the expressibility, and random weights for the entangling capability.
         seed: Of random kernels and of all draws.
 
     Raises:
         ValueError: For unknown names, or sizes that do not fit.
     """
-    features = min(find_encoding(encoding).capacity(wires), PIXELS)
-    circuit = named_kernel(name, wires, depth, encoding, readout, features=features, seed=seed)
-    data, digits = digit_pixels(features)
+    build: Build | None = None
+    features = None
+    if not is_file(source):
+        features = min(find_encoding(encoding or "angle").capacity(4 if wires is None else wires), PIXELS)
+        taken = read_options(options)
+        build = lambda n, d: ansatz(source, n, d, seed, entangle=entangle, **taken)  # noqa: E731
+    circuit = read_circuit(
+        source,
+        wires,
+        depth,
+        encoding,
+        seed,
+        readout,
+        entangle=entangle,
+        reupload=reupload,
+        options=options,
+        features=features,
+    )
+    if circuit.n_wires > MAX_WIRES or circuit.n_inputs > PIXELS:
+        raise ValueError(
+            f"{source} has {circuit.n_wires} wires and takes {circuit.n_inputs} features: give up to {MAX_WIRES} wires "
+            f"and {PIXELS} features, the pixels of a digit"
+        )
+    name = f"{Path(source).stem}{'' if entangle else ' without entanglement'}"
+    case = _Case(name, circuit, build, depth or 2, *digit_pixels(circuit.n_inputs), pairs, seed)
     findings: list[Finding] = []
     pictures: dict[str, Figure] = {}
     for step in (_states, _gradients, _waves, _data):
-        for finding, picture in step(name, circuit, depth, pairs, seed, data, digits):
+        for finding, picture in step(case):
             findings.append(finding)
             pictures |= picture
     return Diagnosis(name, circuit, tuple(findings), pictures)
@@ -161,61 +204,78 @@ def diagnose(
 Found = Iterator[tuple[Finding, "dict[str, Figure]"]]
 
 
-def _states(name: str, circuit: Circuit, depth: int, pairs: int, seed: int, data: Tensor, digits: Tensor) -> Found:
+def _without(measure: str, why: str) -> tuple[Finding, dict[str, Figure]]:
+    return Finding(measure, None, None, None, why), {}
+
+
+def _states(case: _Case) -> Found:
     from qconv.diagnostics.pictures import draw_fidelities
 
-    spread = expressibility(circuit, data, pairs=pairs, seed=seed)
+    spread = expressibility(case.circuit, case.data, pairs=case.pairs, seed=case.seed)
     meaning = (
-        f"nats from Haar-random states (0), {spread.value:.4g} less a bias of {spread.bias:.2g}; {pairs:,} pairs, "
-        f"{len(spread.histogram)} bins"
+        f"nats from Haar-random states (0), {spread.value:.4g} less a bias of {spread.bias:.2g}; {case.pairs:,} pairs, "
+        f"{len(spread.histogram)} bins{'' if case.circuit.n_weights else '; no weights: one state, the most there is'}"
     )
-    picture = {"fidelities": draw_fidelities(spread, name)}
+    picture = {"fidelities": draw_fidelities(spread, case.name)}
     yield Finding("expressibility", spread.corrected, spread.low, spread.high, meaning), picture
-    tangled = entangling_capability(circuit, data, samples=pairs, seed=seed)
-    meaning = f"mean Meyer-Wallach measure, 0 to 1; Haar-random states {tangled.haar:.4g}; {pairs:,} samples"
+    tangled = entangling_capability(case.circuit, case.data, samples=case.pairs, seed=case.seed)
+    meaning = f"mean Meyer-Wallach measure, 0 to 1; Haar-random states {tangled.haar:.4g}; {case.pairs:,} samples"
     yield Finding("entangling capability", tangled.value, tangled.low, tangled.high, meaning), {}
 
 
-def _gradients(name: str, circuit: Circuit, depth: int, pairs: int, seed: int, data: Tensor, digits: Tensor) -> Found:
+def _gradients(case: _Case) -> Found:
     from qconv.diagnostics.pictures import draw_plateau
 
-    if not circuit.n_weights:
-        yield Finding("gradient variance", None, None, None, "the kernel has no weights"), {}
+    if not case.circuit.n_weights or not case.circuit.observables:
+        lacking = "observables" if case.circuit.n_weights else "weights"
+        yield _without("gradient variance", f"the kernel has no {lacking}")
         return
-    here = gradient_variance(circuit, data, seed=seed)
+    here = gradient_variance(case.circuit, case.data, seed=case.seed)
     meaning = f"of its outputs, mean over weights that act; {here.samples} samples"
     yield Finding("gradient variance", here.value, here.low, here.high, meaning), {}
+    if case.build is None:
+        yield _without("log2 gradient variance a wire", "a file is one circuit: named kernels exist on many wires")
+        return
     for cost in COSTS:
-        build: Callable[[int, int], Circuit] = lambda n, d: ansatz(name, n, d, seed)  # noqa: E731
+        depths = (1, case.depth) if case.depth > 1 else (1,)
         try:
-            family = barren_plateau(build, PLATEAU_WIRES, (1, depth) if depth > 1 else (1,), cost=cost, seed=seed)
+            family = barren_plateau(case.build, PLATEAU_WIRES, depths, cost=cost, seed=case.seed)
         except ValueError as error:
-            yield Finding(f"log2 gradient variance a wire, {cost}", None, None, None, str(error)), {}
+            yield _without(f"log2 gradient variance a wire, {cost}", str(error))
             continue
-        picture = {f"gradients_{cost}": draw_plateau(family, name)}
+        picture = {f"gradients_{cost}": draw_plateau(family, case.name)}
         for slope in family.slopes:
             meaning = f"depth {slope.depth}, {PLATEAU_WIRES[0]} to {PLATEAU_WIRES[-1]} wires; random circuits have -1"
             row = Finding(f"log2 gradient variance a wire, {cost}", slope.value, slope.low, slope.high, meaning)
             yield row, picture
 
 
-def _waves(name: str, circuit: Circuit, depth: int, pairs: int, seed: int, data: Tensor, digits: Tensor) -> Found:
+def _waves(case: _Case) -> Found:
     from qconv.diagnostics.pictures import draw_spectrum
 
     try:
-        waves = fourier_spectrum(circuit, seed=seed)
+        waves = fourier_spectrum(case.circuit, seed=case.seed)
     except ValueError as error:
-        yield Finding("Fourier frequencies", None, None, None, str(error)), {}
+        yield _without("Fourier frequencies", str(error))
         return
-    meaning = f"of {waves.accessible} that the encoding allows; up to {max(waves.spectrum.degrees)} an input"
-    yield Finding("Fourier frequencies", waves.present(), None, None, meaning), {"spectrum": draw_spectrum(waves, name)}
+    meaning = f"of {waves.accessible()} that the encoding allows; up to {max(waves.spectrum.degrees)} an input"
+    picture = {"spectrum": draw_spectrum(waves, case.name)}
+    yield Finding("Fourier frequencies", waves.present(), None, None, meaning), picture
 
 
-def _data(name: str, circuit: Circuit, depth: int, pairs: int, seed: int, data: Tensor, digits: Tensor) -> Found:
+def _data(case: _Case) -> Found:
+    circuit, data, digits, seed = case.circuit, case.data, case.digits, case.seed
     if circuit.n_weights:
-        size = effective_dimension(circuit, data[:PATCHES], seed=seed)
-        meaning = f"of {size.weights} weights, for {size.n_data} observations; {size.samples} samples"
-        yield Finding("effective dimension", size.value, size.low, size.high, meaning), {}
+        try:
+            size = effective_dimension(circuit, data[:PATCHES], seed=seed)
+        except ValueError as error:
+            yield _without("effective dimension", str(error))
+        else:
+            meaning = f"of {size.weights} weights, for {size.n_data} observations; {size.samples} samples"
+            yield Finding("effective dimension", size.value, size.low, size.high, meaning), {}
+    if not circuit.n_inputs:
+        yield _without("kernels of data", "the circuit takes no features")
+        return
     weights = torch.rand(circuit.n_weights, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     matrices = {
         kind: kernel_matrix(circuit, data, weights * 2 * torch.pi, kind=kind) for kind in ("fidelity", "projected")

@@ -22,6 +22,9 @@ from qconv.diagnostics.states import (
     states,
 )
 
+# Squared norms of states in single precision are nearer to 1 than that.
+_UNNORMALIZED = 1e-4
+
 
 @dataclass(frozen=True)
 class EntanglingCapability:
@@ -68,9 +71,19 @@ def one_wire_matrices(state: Tensor) -> Tensor:
 def meyer_wallach(state: Tensor) -> Tensor:
     """Q = 2 (1 - (1/n) sum_k Tr rho_k^2) of normalized states: (B, 2^n) amplitudes -> (B,), in [0, 1].
 
+    Raises:
+        ValueError: For another shape, or states that are not normalized.
+
     Source: Brennen, An observable measure of entanglement for pure states of multi-qubit systems
         (arXiv:quant-ph/0305094); equal to the measure of Meyer & Wallach (arXiv:quant-ph/0108104).
     """
+    if not isinstance(state, Tensor) or state.ndim != 2 or state.shape[1] < 2 or state.shape[1].bit_count() != 1:
+        given = f"has shape {tuple(state.shape)}" if isinstance(state, Tensor) else f"is a {type(state).__name__}"
+        raise ValueError(f"state {given}: give a torch.Tensor (states, 2^n) of the amplitudes of n wires, at least 1")
+    norms = state.detach().abs().square().sum(-1)
+    if not ((norms - 1).abs() < _UNNORMALIZED).all():
+        wrong = norms[int(((norms - 1).abs() < _UNNORMALIZED).int().argmin())]
+        raise ValueError(f"a state has the squared norm {float(wrong):.6g}: divide states by their norms")
     purities = one_wire_matrices(state).abs().square().sum((-2, -1))
     return 2 * (1 - purities.mean(-1))
 

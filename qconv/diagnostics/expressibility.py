@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -50,8 +50,8 @@ class Expressibility:
     level: float
     pairs: int
     wires: int
-    histogram: Real
-    haar: Real
+    histogram: Real = field(repr=False)
+    haar: Real = field(repr=False)
 
     @property
     def corrected(self) -> float:
@@ -118,7 +118,7 @@ def expressibility(
     """How far the fidelities of a kernel's states are from those of Haar-random states; 0 is as expressive as can be.
 
     Args:
-        kernel: A circuit or a layer.
+        kernel: A circuit or a layer. One without weights is the source's idle circuit, whose value is the largest.
         data: Patches or images, see `states.patches_of`; both states of a pair have the same patch.
         pairs: Of random weights.
         bins: Of the histogram; more of them see more and need more pairs. Values of different numbers of bins or of

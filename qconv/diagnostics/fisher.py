@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log, pi, sqrt
 
 import numpy as np
@@ -17,6 +17,7 @@ from qconv.diagnostics.states import (
     Kernel,
     at_least,
     check_level,
+    check_numbers,
     circuit_of,
     generator_of,
     numpy_generator,
@@ -57,7 +58,7 @@ class EffectiveDimension:
     n_data: int
     gamma: float
     samples: int
-    eigenvalues: Real
+    eigenvalues: Real = field(repr=False)
 
     @property
     def normalized(self) -> float:
@@ -175,6 +176,7 @@ def effective_dimension(
     if around is None:
         weights = period * torch.rand(samples, circuit.n_weights, dtype=torch.float64, generator=generator)
     else:
+        check_numbers("around", around)
         if around.shape != (circuit.n_weights,):
             raise ValueError(f"around has shape {tuple(around.shape)}: give ({circuit.n_weights},) weights")
         if radius is None or radius <= 1 / sqrt(n_data):

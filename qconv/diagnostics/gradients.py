@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from circuits.ansatze.library import ansatz
 from circuits.circuit import Circuit
 from circuits.naming import unknown
+from circuits.options import is_list, is_whole
 from qconv.backends.statevector import expectations
 from qconv.diagnostics.states import (
     PERIOD,
@@ -57,10 +58,10 @@ class GradientVariance:
     low: float
     high: float
     level: float
-    per_weight: Real
+    per_weight: Real = field(repr=False)
     samples: int
     wires: int
-    resampled: Real
+    resampled: Real = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,9 @@ def barren_plateau(
     """
     if cost not in COSTS:
         raise unknown("cost", cost, COSTS)
+    for name, sizes in (("wires", wires), ("depths", depths)):
+        if not is_list(sizes, is_whole):
+            raise ValueError(f"{name} are {sizes!r}: give a list of whole numbers, such as (2, 3, 4)")
     wires, depths = tuple(wires), tuple(depths)
     if len(set(wires)) < 2 or not depths:
         raise ValueError(f"wires are {wires} and depths {depths}: a slope needs two numbers of wires and a depth")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits.naming import unknown
 from qconv.diagnostics.entanglement import one_wire_matrices
-from qconv.diagnostics.states import Kernel, circuit_of, parts, patches_of, positive, states
+from qconv.diagnostics.states import Kernel, check_numbers, circuit_of, parts, patches_of, positive, states
 from qconv.layers import QuantumConv2d
 
 KINDS = ("fidelity", "projected")
@@ -77,6 +77,7 @@ def kernel_matrix(
     if weights is None:
         layer = isinstance(kernel, QuantumConv2d)
         weights = kernel.weight[0] if layer else torch.zeros(circuit.n_weights)  # type: ignore[union-attr]
+    check_numbers("weights", weights)
     if weights.shape != (circuit.n_weights,):
         raise ValueError(f"circuit takes {circuit.n_weights} weights but weights have shape {tuple(weights.shape)}")
     with torch.no_grad():
@@ -98,6 +99,9 @@ def gaussian_kernel(data: Tensor, gamma: float | None = None) -> Tensor:
     Raises:
         ValueError: For a gamma that is not above 0, or constant data, which give none.
     """
+    check_numbers("data", data)
+    if data.ndim != 2:
+        raise ValueError(f"data have shape {tuple(data.shape)}: give (patches, features)")
     patches = data.detach().double()
     if gamma is None:
         spread = float(patches.var(unbiased=False)) if patches.numel() else 0.0
@@ -125,6 +129,7 @@ def target_alignment(matrix: Tensor, labels: Tensor, *, rescale: bool = True) ->
         kernels.target_alignment (Hubregtsen et al., arXiv:2105.02276).
     """
     _check_square(matrix)
+    check_numbers("labels", labels)
     if labels.shape != matrix.shape[:1]:
         raise ValueError(f"matrix has {len(matrix)} points but labels have shape {tuple(labels.shape)}")
     _, members, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
@@ -157,10 +162,11 @@ def geometric_difference(classical: Tensor, quantum: Tensor, regularization: flo
         form in the appendices (there g_gen and g_tra).
     """
     _check_square(classical)
+    _check_square(quantum)
     if classical.shape != quantum.shape:
         raise ValueError(f"kernels have shapes {tuple(classical.shape)} and {tuple(quantum.shape)}: make them equal")
-    if regularization < 0:
-        raise ValueError(f"regularization is {regularization}: give 0 or more")
+    if not 0 <= regularization < inf:
+        raise ValueError(f"regularization is {regularization}: give a finite number of 0 or more")
     spectrum, vectors = _spectrum(classical)
     found, basis = _spectrum(quantum)
     # Both matrices in the eigenbasis of K_C.
@@ -177,6 +183,7 @@ def geometric_difference(classical: Tensor, quantum: Tensor, regularization: flo
 
 
 def _check_square(matrix: Tensor) -> None:
+    check_numbers("kernel matrices", matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"kernel matrix has shape {tuple(matrix.shape)}: it must be square")
 

@@ -81,7 +81,7 @@ def draw_plateau(found: Plateau, name: str = "kernel") -> Figure:
 def draw_spectrum(found: FourierSpectrum, name: str = "kernel") -> Figure:
     """Power of every frequency by how many inputs it has: a point each, and their sum as a bar."""
     title = (
-        f"Fourier spectrum of {name}: {found.present()} of {found.accessible} frequencies\n"
+        f"Fourier spectrum of {name}: {found.present()} of {found.accessible()} frequencies\n"
         f"{found.samples} set{'s' if found.samples > 1 else ''} of weights, mean over outputs"
     )
     figure, axes = _axes(title, "total frequency Σ|k|", "power |c|²")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -10,7 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qconv.diagnostics.states import PERIOD, Kernel, at_least, circuit_of, generator_of, positive, readout_of
+from qconv.diagnostics.states import (
+    PERIOD,
+    Kernel,
+    at_least,
+    check_numbers,
+    circuit_of,
+    generator_of,
+    positive,
+    readout_of,
+)
 from qconv.fourier_conv import MAX_COEFFICIENTS, Spectrum
 from qconv.layers import QuantumConv2d
 from qconv.reading import read_out
@@ -31,17 +40,16 @@ class FourierSpectrum:
     """
 
     spectrum: Spectrum
-    power: Real
+    power: Real = field(repr=False)
     samples: int
 
-    @property
     def accessible(self) -> int:
         """Frequencies that the gates allow, 0 included, k and -k counted once."""
         return (self.power.size + 1) // 2
 
     def present(self, tolerance: float = 1e-10) -> int:
-        """Frequencies whose root mean square coefficient is above `tolerance`, counted as `accessible`."""
-        half = self.power.ravel()[: self.accessible]
+        """Frequencies whose root mean square coefficient is above `tolerance`, counted as in `accessible`."""
+        half = self.power.ravel()[: self.accessible()]
         return int((np.sqrt(half) > tolerance).sum())
 
     def by_input(self) -> list[Real]:
@@ -107,6 +115,7 @@ def fourier_spectrum(
         at_least("samples", samples, 1)
         drawn = torch.rand(samples, circuit.n_weights, dtype=torch.float64, generator=generator_of(seed))
         weights = period * drawn
+    check_numbers("weights", weights)
     if weights.ndim != 2 or not len(weights):
         raise ValueError(
             f"weights have shape {tuple(weights.shape)}: give (filters, {circuit.n_weights}), at least one filter"

@@ -81,11 +81,12 @@ def patches_of(kernel: Kernel, data: Tensor | None) -> Tensor:
         (P, n_inputs), float64.
 
     Raises:
-        ValueError: For data that the kernel does not take.
+        ValueError: For data that the kernel does not take, or that are no finite numbers.
     """
     circuit = circuit_of(kernel)
     if data is None:
         return torch.zeros(1, circuit.n_inputs, dtype=torch.float64)
+    check_numbers("data", data)
     if isinstance(kernel, QuantumConv2d):
         if data.ndim != 4 or data.shape[1] != kernel.in_channels:
             raise ValueError(
@@ -106,12 +107,25 @@ def patches_of(kernel: Kernel, data: Tensor | None) -> Tensor:
 
 def generator_of(seed: int | None) -> torch.Generator | None:
     """A generator of that seed; None stands for torch's global one."""
+    if seed is not None:
+        at_least("seed", seed, 0)
     return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
     """A generator of numpy's that follows from torch's."""
     return np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+
+
+def check_numbers(name: str, values: object) -> None:
+    """Raise a ValueError unless these are a tensor of real, finite numbers."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} are a {type(values).__name__}: give a torch.Tensor, such as torch.as_tensor({name})")
+    if values.is_complex():
+        raise ValueError(f"{name} are {values.dtype}: give real numbers")
+    wrong = int((~torch.isfinite(values)).sum())
+    if wrong:
+        raise ValueError(f"{name} hold {wrong} numbers of {values.numel()} that are infinite or NaN: give finite ones")
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -212,6 +226,11 @@ def _plain(circuit: Circuit, inputs: Tensor) -> tuple[Circuit, Tensor]:
     return plain, inputs if preparation is None else preparation(inputs)
 
 
+def _check_rows(inputs: Tensor, weights: Tensor) -> None:
+    check_numbers("inputs", inputs)
+    check_numbers("weights", weights)
+
+
 def states(circuit: Circuit, inputs: Tensor, weights: Tensor) -> Tensor:
     """The circuit's states, exact and differentiable.
 
@@ -222,8 +241,12 @@ def states(circuit: Circuit, inputs: Tensor, weights: Tensor) -> Tensor:
 
     Returns:
         (B, 2^n) amplitudes, complex128, up to a phase of each state.
+
+    Raises:
+        ValueError: For what is no tensor of real, finite numbers.
     """
     n = circuit.n_wires
+    _check_rows(inputs, weights)
     circuit, inputs = _plain(circuit, inputs)
     state, gates = _initial(circuit, inputs, weights)
     for gate in gates:
@@ -249,6 +272,7 @@ def states_and_slopes(circuit: Circuit, inputs: Tensor, weights: Tensor) -> tupl
         (B, 2^n) and (B, n_weights, 2^n).
     """
     n = circuit.n_wires
+    _check_rows(inputs, weights)
     circuit, inputs = _plain(circuit, inputs)
     state, gates = _initial(circuit, inputs, weights)
     stack = torch.zeros(len(state), 1 + circuit.n_weights, len(weights), dtype=torch.complex128)
