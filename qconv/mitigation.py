@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from circuits.circuit import Circuit, Gate
 from circuits.gates import GATES
 from circuits.naming import unknown
 from circuits.noise import NoiseModel, ReadoutError
-from qconv.backends.loading import load_backend
+from qconv.backends.loading import as_backend
 from qconv.backends.protocol import Backend, Compiled, Real, check_options
 from qconv.gradients import compile_differentiable
 
@@ -111,18 +112,43 @@ def _check_scales(scales: Sequence[float]) -> None:
         raise ValueError(f"scales are {tuple(scales)}: give at least 2 different numbers of at least 1")
 
 
+@runtime_checkable
+class Folding(Protocol):
+    """A backend that may run circuits of other gates than are written, and then folds those gates itself."""
+
+    def folded(self, scale: int) -> Backend | None:
+        """The same backend with scale times as many of its gates, for an odd scale; None if it runs what is written."""
+        ...
+
+
+def _folding(backend: Backend, scale: int) -> Backend | None:
+    """See Folding; also of a backend inside of others."""
+    if isinstance(backend, Folding):
+        return backend.folded(scale)
+    inner = getattr(backend, "backend", None)
+    own = _folding(inner, scale) if isinstance(inner, Backend) else None
+    if own is None:
+        return None
+    # Not by copy.copy, which loses executors.
+    wrapper: Backend = object.__new__(type(backend))
+    vars(wrapper).update({**vars(backend), "backend": own})
+    return wrapper
+
+
 class _ZeroNoiseCompiled:
-    """See ZeroNoise."""
+    """See ZeroNoise; its parts are those of Composed, one a scale."""
 
     differentiable = True
+    evaluates_again = False
 
-    def __init__(self, parts: list[Compiled], scales: list[float], kind: str, limit: float) -> None:
-        self._parts, self._scales, self._kind, self._limit = parts, scales, kind, limit
+    def __init__(self, parts: Iterable[tuple[Circuit, Compiled]], scales: list[float], kind: str, limit: float) -> None:
+        self.parts = tuple(parts)
+        self._scales, self._kind, self._limit = scales, kind, limit
         self._linear = extrapolation_weights(scales, "richardson" if kind == "richardson" else "linear")
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled."""
-        values = torch.stack([part(inputs, weights) for part in self._parts], dim=-1)
+        values = torch.stack([part(inputs, weights) for _, part in self.parts], dim=-1)
         factors = torch.as_tensor(self._linear, dtype=values.dtype, device=values.device)
         linear = values @ factors
         return linear if self._kind != "exponential" else self._decayed(values, linear)
@@ -147,18 +173,20 @@ class _ZeroNoiseCompiled:
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: the circuits of all scales."""
-        return sum((part.counts(patches, filters) for part in self._parts), Counter[str]())
+        return sum((part.counts(patches, filters) for _, part in self.parts), Counter[str]())
 
 
 @dataclass(frozen=True)
 class ZeroNoise:
     """A backend whose values are extrapolated to zero noise, from circuits with folded gates.
 
-    Every circuit runs once a scale, with `shots` each; gradients flow through all of them.
+    Every circuit runs once a scale, with `shots` each; gradients flow through all of them. Where circuits are
+    transpiled (a device, a noise model of Qiskit's), all noisy gates of the transpiled circuits are folded, those of
+    routing included, since a transpiler removes folds of the kernel.
 
     Args:
-        backend: Where the circuits run, or its name.
-        scales: How much noise, at least two of at least 1; 1 is the circuit itself.
+        backend: Where the circuits run: a backend, its name, or a device of Qiskit's.
+        scales: How much noise, at least two of at least 1; 1 is the circuit itself. Odd where circuits are transpiled.
         extrapolation: "linear" (least squares), "richardson" (polynomial through all scales: less bias, much variance)
             or "exponential" (decay to `limit` by weighted least squares of the logarithm; values that cross it, or do
             not decay to it, are extrapolated linearly).
@@ -168,7 +196,8 @@ class ZeroNoise:
             relaxation no single limit suits all observables: extrapolate linearly there.
 
     Raises:
-        ValueError: For scales or an extrapolation that do not exist.
+        ValueError: For scales or an extrapolation that do not exist; when compiled, for noise that would not grow by
+            the scales.
 
     Example:
         QuantumConv2d(1, 4, 2, backend=ZeroNoise("statevector"), noise=NoiseModel((("CNOT", channel),)))
@@ -181,6 +210,7 @@ class ZeroNoise:
     limit: float = 0.0
 
     def __post_init__(self) -> None:
+        _accept(self)
         object.__setattr__(self, "scales", tuple(self.scales))
         _check_scales(self.scales)
         if self.extrapolation not in EXTRAPOLATIONS:
@@ -196,37 +226,52 @@ class ZeroNoise:
     ) -> _ZeroNoiseCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
+        runs, reached = self._runs(circuit, noise)
+        parts = [
+            (own, compile_differentiable(backend, own, shots=shots, noise=noise, seed=_seed_of(seed, k)))
+            for k, (backend, own) in enumerate(runs)
+        ]
+        return _ZeroNoiseCompiled(parts, reached, self.extrapolation, self.limit)
+
+    def _runs(self, circuit: Circuit, noise: NoiseModel | None) -> tuple[list[tuple[Backend, Circuit]], list[float]]:
+        """What runs which circuit at each scale, and the scales that are reached."""
+        backend = _loaded(self.backend)
+        if _folding(backend, 1) is not None:
+            if self.gates is not None or any(scale % 2 != 1 for scale in self.scales):
+                raise ValueError(
+                    f"scales are {self.scales} and gates {self.gates}, but {backend.name} transpiles circuits into "
+                    "gates of its own, all of which are folded: give odd scales, such as (1, 3, 5), and no gates"
+                )
+            folding = [_folding(backend, int(scale)) for scale in self.scales]
+            return [(own, circuit) for own in folding if own is not None], list(self.scales)
         gates = self.gates
         if gates is None and noise is not None and noise.after:
             names = {entry[0] for entry in noise.after}
             gates = None if "*" in names else tuple(sorted(names))
         reached = [folded_scale(circuit, scale, gates) for scale in self.scales]
+        places = _foldable(circuit, gates)
         if len(set(reached)) != len(reached):
-            number = len(_foldable(circuit, gates))
             raise ValueError(
-                f"scales {self.scales} become {tuple(reached)} on a circuit with {number} gates to fold: give scales "
-                "further apart, such as (1, 3, 5), or name other gates"
+                f"scales {self.scales} become {tuple(reached)} on a circuit with {len(places)} gates to fold: give "
+                "scales further apart, such as (1, 3, 5), or name other gates"
             )
-        backend = _loaded(self.backend)
-        parts = [
-            compile_differentiable(
-                backend,
-                fold(circuit, scale, gates),
-                shots=shots,
-                noise=noise,
-                seed=_seed_of(seed, k),
-            )
-            for k, scale in enumerate(self.scales)
-        ]
-        return _ZeroNoiseCompiled(parts, reached, self.extrapolation, self.limit)
+        for gate in (circuit.gates[place] for place in places):
+            if noise is not None and noise.channels_after(gate) != noise.channels_after(gate.inverse()):
+                raise ValueError(
+                    f"noise model has not the same channels after {gate.name} and after its inverse "
+                    f"{gate.inverse().name}, so folds do not multiply the noise: give both the same"
+                )
+        return [(backend, fold(circuit, scale, gates)) for scale in self.scales], reached
 
 
 class _InvertedCompiled:
-    """See ReadoutInversion."""
+    """See ReadoutInversion; its one part, as of Composed, measures more observables."""
 
     differentiable = True
+    evaluates_again = False
 
-    def __init__(self, measured: Compiled, matrix: Real, constant: Real) -> None:
+    def __init__(self, circuit: Circuit, measured: Compiled, matrix: Real, constant: Real) -> None:
+        self.parts = ((circuit, measured),)
         self._measured, self._matrix, self._constant = measured, matrix, constant
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -251,7 +296,7 @@ class ReadoutInversion:
     the same shots. The variance grows by about 1 / factor^2 a wire.
 
     Args:
-        backend: Where the circuits run, or its name.
+        backend: Where the circuits run: a backend, its name, or a device of Qiskit's.
         errors: A ReadoutError of every wire, or {wire: ReadoutError}, such as `measure_readout` returns; None for those
             of the noise model.
 
@@ -261,6 +306,9 @@ class ReadoutInversion:
 
     backend: str | Backend
     errors: ReadoutError | Mapping[int, ReadoutError] | None = None
+
+    def __post_init__(self) -> None:
+        _accept(self)
 
     @property
     def name(self) -> str:
@@ -288,10 +336,9 @@ class ReadoutInversion:
         matrix = np.array([[terms.get(text, 0.0) for terms in sums] for text in strings])
         constant = np.array([terms.get(identity, 0.0) for terms in sums])
         backend = _loaded(self.backend)
-        measured = compile_differentiable(
-            backend, circuit.with_observables(strings), shots=shots, noise=noise, seed=seed
-        )
-        return _InvertedCompiled(measured, matrix, constant)
+        asked = circuit.with_observables(strings)
+        measured = compile_differentiable(backend, asked, shots=shots, noise=noise, seed=seed)
+        return _InvertedCompiled(asked, measured, matrix, constant)
 
 
 def _inverted(observable: str, noise: NoiseModel) -> dict[str, float]:
@@ -314,7 +361,7 @@ def _inverted(observable: str, noise: NoiseModel) -> dict[str, float]:
 
 
 def measure_readout(
-    backend: str | Backend,
+    backend: Any,
     n_wires: int,
     *,
     shots: int | None = 10_000,
@@ -352,5 +399,10 @@ def _seed_of(seed: int | None, k: int) -> int | None:
     return None if seed is None else int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
 
 
-def _loaded(backend: str | Backend) -> Backend:
-    return load_backend(backend) if isinstance(backend, str) else backend
+def _accept(wrapper: ZeroNoise | ReadoutInversion) -> None:
+    if not isinstance(wrapper.backend, str):
+        object.__setattr__(wrapper, "backend", as_backend(wrapper.backend))
+
+
+def _loaded(backend: Any) -> Backend:
+    return as_backend(backend)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from strategies import circuits
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, ReadoutError, ThermalRelaxation, kernel
+from circuits.circuit import const
+from circuits.gates import GATES
 from qconv import QuantumConv2d, load_backend, simulate
 from qconv.mitigation import (
     ReadoutInversion,
@@ -170,6 +172,23 @@ def test_what_richardson_leaves_is_of_the_order_of_its_points(scales, order):
     (one, many), (half, fewer) = left
     assert one / half == pytest.approx(2, rel=0.1)
     assert many / fewer == pytest.approx(2**order, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["SX", "S", "T", "SQSWAP", "ISWAP"])
+def test_noise_follows_a_gate_and_its_inverse_alike(name):
+    gate = Gate(name, (0, 1)[: GATES[name].n_wires])
+    turn = tuple(Gate("RY", (wire,), (const(0.9),)) for wire in (0, 1))
+    circuit = Circuit(2, (*turn, gate, *turn, gate.inverse(), *turn), ("XI", "YI", "XY"))
+    none = torch.zeros(1, 0, dtype=torch.float64)
+    channels = [Channel("depolarizing", p) for p in (0.01, 0.02)]
+    own, inverse = (name, channels[0]), gate.inverse().name
+    for after in ((own,), (own, (inverse, channels[1])), (own, (inverse, channels[0]), (inverse, channels[0]))):
+        with pytest.raises(ValueError, match=f"after {name} and after its inverse {inverse},"):
+            simulate(circuit, none, none, backend=ZeroNoise("statevector"), noise=NoiseModel(after))
+    noise = NoiseModel((own, (inverse, channels[0])))
+    before, after = errors(circuit, ZeroNoise("statevector", extrapolation="richardson"), "statevector", noise)
+    assert before > 0.005
+    assert after < 0.05 * before
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

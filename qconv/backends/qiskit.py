@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import torch
-from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2
+from qiskit.primitives import BaseSamplerV2
 from qiskit.providers import BackendV2
 from qiskit_aer import AerError, AerSimulator
-from qiskit_aer.noise import NoiseModel as AerNoiseModel
 from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.interop import preparation_angles
+from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized, with_free_angles
-from qconv.backends.clifford import check_fixed_gates, clifford_angles
+from qconv.backends.clifford import clifford_angles
 from qconv.backends.jobs import JobFailed, Run, run_in_jobs
-from qconv.backends.memory import machine_memory
 from qconv.backends.protocol import (
     Real,
     Unsupported,
@@ -32,11 +31,27 @@ from qconv.backends.protocol import (
     measurement_settings,
     split_invalid,
 )
+from qconv.backends.qiskit_checks import (
+    STABILIZER,
+    check_arguments,
+    check_errors,
+    check_memory,
+    check_method,
+    check_options_of_aer,
+    check_sampler,
+    check_sampling,
+    memory,
+    state_bytes,
+)
+from qconv.backends.qiskit_folds import folded_program
 from qconv.backends.qiskit_programs import (
     exact_program,
+    forgotten_map,
     measured_program,
+    noisy_gates,
     prepared_angles,
     readout_of,
+    saved_program,
     sizes,
     standard_gates,
     target_of,
@@ -51,10 +66,11 @@ _CIRCUIT_BYTES, _OUTCOME_BYTES = 2**14, 64
 # Circuits a job on a simulator: the job's own latency is small beside them, and an executor has something to share.
 CIRCUITS_A_JOB = 2**11
 
-# Methods of AerSimulator that give neither expectation values nor counts of circuits with measurements.
-_OTHERS = ("unitary", "superop")
-_STABILIZER = {"stabilizer": (), "extended_stabilizer": ("T", "Tdg", "CCX", "CCZ")}
 _KEPT = 16  # programs
+# Options of Aer's methods that are not its own defaults; see check_sampling.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "extended_stabilizer": {"extended_stabilizer_sampling_method": "norm_estimation"}
+}
 
 
 class QiskitCompiled:
@@ -97,10 +113,10 @@ class QiskitCompiled:
         self._method, self._shots, self._noisy = method, shots, noisy
         self._angles, self._features = angles_of(circuit), features_of(circuit)
         self._settings = len(measurement_settings(circuit.observables))
-        written = (circuit_size(circuit),) * self._settings
-        self.sizes = sizes(program) if transpiled and len(program.circuits) == self._settings else written
-        # Each call draws seeds of its own, so that the shots of successive calls are independent.
-        self._rng = np.random.default_rng(seed)
+        self.sizes = sizes(program) if transpiled else (circuit_size(circuit),) * self._settings
+        # Each call draws seeds of its own, so that the shots of successive calls are independent; without a seed from
+        # torch's generator, which exact values leave alone.
+        self._rng = None if seed is None and shots is not None else np.random.default_rng(seed)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled.
@@ -119,7 +135,7 @@ class QiskitCompiled:
         if len(rows) == 0:
             return weights.new_zeros(len(inputs), len(weights), len(self.circuit.observables))
         rows, invalid = split_invalid(rows)
-        if self._method in _STABILIZER:
+        if self._method in STABILIZER:
             rows = clifford_angles(self.circuit, rows, prepared_angles(self.circuit), self._method)
         try:
             values = torch.from_numpy(self._values(rows))
@@ -149,7 +165,7 @@ class QiskitCompiled:
         """
         runs = patches * filters
         total = device_counts(self.circuit, self._settings, runs, self._shots, self.sizes)
-        if self._method is None or self._method in _STABILIZER:
+        if self._method is None or self._method in STABILIZER:
             return total
         mixed = self._noisy and self._method == "density_matrix"
         # Other methods sample a channel's operators: a run of the circuit for every shot.
@@ -167,7 +183,9 @@ class QiskitBackend:
     Args:
         method: Aer's simulation method. By default "statevector"; where there is noise "density_matrix", or
             "statevector" (sampled channels, with shots) where that does not fit into memory. "stabilizer" and
-            "extended_stabilizer" take Clifford angles only (the latter also T, Tdg, CCX, CCZ, and shots only, slowly).
+            "extended_stabilizer" take Clifford angles only. The latter also T, Tdg, CCX and CCZ, and shots only: with
+            them some 0.1 s a shot, within Aer's extended_stabilizer_approximation_error (of a circuit with one T, a
+            percent of the shots gave outcomes that it does not have).
         device: Any BackendV2 or SamplerV2 in place of our own AerSimulator; or Aer's own option, "CPU" or "GPU".
         noise_model: A qiskit_aer NoiseModel; or a BackendV2, of which Aer then simulates noise, basis gates and
             coupling map. `noise` of a layer means our own NoiseModel instead, and does not go with this one.
@@ -176,7 +194,8 @@ class QiskitBackend:
         optimization_level: Of qiskit.transpile; by default 1 where there is a device or a coupling map, else 0.
         executor: A concurrent.futures executor (threads, processes, Dask's client.get_executor()) that runs the jobs
             of a call at the same time. Values do not depend on it. It must not be the one that the caller runs on.
-        circuits_a_job: Fewer circuits a job than stated above, so that an executor has more jobs to share.
+        circuits_a_job: Fewer circuits a job than stated above, so that an executor has more jobs to share. Each job
+            draws shots from a seed of its own, so another number gives other shots under the same seed.
         options: AerSimulator's own, such as matrix_product_state_max_bond_dimension=16 or max_memory_mb=1000.
 
     Raises:
@@ -198,7 +217,7 @@ class QiskitBackend:
         circuits_a_job: int | None = None,
         **options: Any,
     ) -> None:
-        _check_arguments(method, device, noise_model, executor, circuits_a_job)
+        check_arguments(method, device, noise_model, executor, circuits_a_job)
         if isinstance(device, str):
             options["device"], device = device, None
         if device is not None and (method or options or noise_model or coupling_map or basis_gates):
@@ -214,12 +233,18 @@ class QiskitBackend:
                 "were given too: give one or the other"
             )
         self.method, self.device, self.noise_model = method, device, noise_model
-        self.coupling_map = None if coupling_map is None else [list(map(int, pair)) for pair in coupling_map]
+        self.coupling_map = forgotten_map(target_of(device))
+        if coupling_map is not None:
+            self.coupling_map = [list(map(int, pair)) for pair in coupling_map]
         self.basis_gates = None if basis_gates is None else list(basis_gates)
+        # Whether circuits are made of other gates than the kernel's, a device's or a simulator's with noise of its own.
+        self._rewrites = any(x is not None for x in (device, noise_model, self.coupling_map, basis_gates))
+        self._scale = 1
         self.optimization_level, self.options = optimization_level, options
         self.executor, self.circuits_a_job = executor, circuits_a_job
         self._programs: dict[Any, Program] = {}
         # Made once now, so that an unknown option is said here.
+        check_options_of_aer(options, basis_gates)
         if device is None:
             self._simulator(method or "automatic")
 
@@ -231,13 +256,21 @@ class QiskitBackend:
         # An executor belongs to its process.
         return {**self.__dict__, "executor": None, "_programs": {}}
 
+    def folded(self, scale: int) -> QiskitBackend | None:
+        """This backend with the gates of its transpiled circuits folded; see qconv.mitigation.Folding."""
+        if not self._rewrites:
+            return None
+        result = object.__new__(QiskitBackend)
+        # The same executor and programs, which a copy would lose.
+        result.__dict__ = {**self.__dict__, "_scale": scale}
+        return result
+
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
     ) -> QiskitCompiled:
         """See Backend."""
         check_options(shots, noise, seed)
-        own = self.noise_model is not None or self.device is not None
-        if noise is not None and (own or self.coupling_map or self.basis_gates):
+        if noise is not None and self._rewrites:
             raise Unsupported(
                 "noise was asked, which follows the kernel's own gates, but a device, noise_model, coupling_map or "
                 "basis_gates replaces those gates: give noise, or a noise_model of qiskit_aer"
@@ -246,12 +279,17 @@ class QiskitBackend:
         name = getattr(runner, "name", None) or type(runner).__name__
         if isinstance(runner, AerSimulator):
             noisy = noise is not None or runner.options.noise_model is not None
-            self._check_method(circuit, method, shots, noisy, noise)
-            self._check_memory(circuit.n_wires, method, runner)
+            check_method(circuit, method, shots, noisy, noise)
+            check_sampling(circuit, method, runner.options)
+            check_memory(circuit.n_wires, method, runner)
         else:
             noisy = False
             if shots is None:
                 raise Unsupported(f"{name} gives counts but shots=None (exact values) was asked: give shots")
+            if isinstance(runner, BaseSamplerV2):
+                check_sampler(runner, seed)
+        if not isinstance(self.noise_model, BackendV2):
+            check_errors(circuit, target_of(runner))
         limit = self._qubits(runner)
         if limit is not None and circuit.n_wires > limit:
             raise Unsupported(
@@ -265,7 +303,6 @@ class QiskitBackend:
         else:
             assert shots is not None
             run = (SamplerRun if isinstance(runner, BaseSamplerV2) else DeviceRun)(program, runner, shots)
-        transpiled = own or bool(self.coupling_map or self.basis_gates)
         return QiskitCompiled(
             circuit,
             program,
@@ -275,7 +312,7 @@ class QiskitBackend:
             executor=self.executor,
             shots=shots,
             noisy=noisy,
-            transpiled=transpiled,
+            transpiled=self._rewrites,
             seed=seed,
         )
 
@@ -288,13 +325,13 @@ class QiskitBackend:
             method = "statevector"
         elif method is None:
             method = "density_matrix"
-            fits = _state_bytes(wires, method, self.options) <= _memory(self.options)
+            fits = state_bytes(wires, method, self.options) <= memory(self.options)
             if shots is not None and not fits:
                 method = "statevector"
         return self._simulator(method), method
 
     def _simulator(self, method: str) -> Any:
-        options = {"method": method, **self.options}
+        options = {"method": method, **_DEFAULTS.get(method, {}), **self.options}
         try:
             if isinstance(self.noise_model, BackendV2):
                 return AerSimulator.from_backend(self.noise_model, **options)
@@ -302,37 +339,11 @@ class QiskitBackend:
                 options["noise_model"] = self.noise_model
             return AerSimulator(**options)
         except AerError as error:
+            known = dict(AerSimulator().options.items())
+            for name in self.options:
+                if name not in known:
+                    raise unknown("option of AerSimulator", name, known) from error
             raise ValueError(f"AerSimulator does not take the options {options}: {error.message}") from error
-
-    def _check_method(
-        self, circuit: Circuit, method: str, shots: int | None, noisy: bool, noise: NoiseModel | None
-    ) -> None:
-        if method in _STABILIZER:
-            check_fixed_gates(circuit, method, _STABILIZER[method])
-            if noise is not None:
-                raise Unsupported(
-                    f"Aer's method {method!r} runs no Kraus operators but noise was asked: use method "
-                    "'density_matrix', or a noise_model of qiskit_aer with Pauli errors"
-                )
-            if method == "extended_stabilizer" and shots is None:
-                raise Unsupported(
-                    f"Aer's method {method!r} samples but shots=None (exact values) was asked: give shots"
-                )
-        if noisy and shots is None and method != "density_matrix":
-            raise Unsupported(
-                f"Aer's method {method!r} samples noise but shots=None was asked: give shots, or method "
-                "'density_matrix'"
-            )
-
-    def _check_memory(self, wires: int, method: str, simulator: Any) -> None:
-        options = {k: getattr(simulator.options, k, None) for k in ("precision", "max_memory_mb")}
-        needed, available = _state_bytes(wires, method, options), _memory(options)
-        if needed > available:
-            raise Unsupported(
-                f"Aer's method {method!r} keeps {needed:,} bytes for {wires} wires but {int(available):,} bytes of "
-                "memory may be used (option max_memory_mb, or this machine's): use fewer wires, or method "
-                "'matrix_product_state' for circuits of little entanglement"
-            )
 
     def _qubits(self, runner: Any) -> int | None:
         if self.coupling_map is not None:
@@ -350,15 +361,28 @@ class QiskitBackend:
     ) -> Program:
         # All angles are parameters: circuits that differ in what feeds them are one, as for parameter shifts.
         circuit = with_free_angles(circuit)
-        key = (circuit, exact, noise, method)
+        target, options = self._transpilation(runner, method)
+        key = (circuit, noise, method)
+        if exact and not self._rewrites:
+            return self._kept((*key, True), lambda: exact_program(circuit, noise, target, name, options))
+        program = self._kept((*key, False), lambda: measured_program(circuit, noise, target, name, options))
+        if self._scale == 1 and not exact:
+            return program
+
+        def made() -> Program:
+            done = program
+            if self._scale > 1:
+                native = options.get("basis_gates") or (None if target is None else target.operation_names)
+                done = folded_program(program, self._scale, native, noisy_gates(target_of(runner)))
+            return saved_program(done, circuit, readout_of(runner.options.noise_model)) if exact else done
+
+        return self._kept((*key, exact, self._scale), made)
+
+    def _kept(self, key: Any, make: Callable[[], Program]) -> Program:
         if key not in self._programs:
-            target, options = self._transpilation(runner, method)
-            if exact:
-                readout = readout_of(runner.options.noise_model) if runner.options.noise_model is not None else None
-                program = exact_program(circuit, noise, readout, target, name, options)
-            else:
-                program = measured_program(circuit, noise, target, name, options)
-            self._programs = dict([*list(self._programs.items())[1 - _KEPT :], (key, program)])
+            self._programs[key] = make()
+            for oldest in list(self._programs)[:-_KEPT]:
+                self._programs.pop(oldest, None)
         return self._programs[key]
 
     def _transpilation(self, runner: Any, method: str) -> tuple[Any, dict[str, Any]]:
@@ -366,12 +390,12 @@ class QiskitBackend:
         routed = self.device is not None or self.coupling_map is not None or isinstance(self.noise_model, BackendV2)
         level = int(routed) if self.optimization_level is None else self.optimization_level
         own = isinstance(runner, AerSimulator) and runner.coupling_map is None
-        if self.coupling_map is None and self.basis_gates is None and not (own and method in _STABILIZER):
+        if self.coupling_map is None and self.basis_gates is None and not (own and method in STABILIZER):
             target = target_of(runner)
             return target, {} if target is None else {"optimization_level": level}
         # AerSimulator takes a coupling map and forgets it: only transpile() minds it, and without the simulator. As a
         # target of 10,000 qubits, a stabilizer simulator takes seconds.
-        gates = self.basis_gates or standard_gates(runner.configuration().basis_gates)
+        gates = self.basis_gates or standard_gates(target_of(runner).configuration().basis_gates)
         return None, {"optimization_level": level, "coupling_map": self.coupling_map, "basis_gates": gates}
 
     def _rows_a_job(self, runner: Any, program: Program, wires: int, shots: int | None) -> int:
@@ -384,49 +408,3 @@ class QiskitBackend:
         most = [self.circuits_a_job, getattr(runner, "max_circuits", None)]
         circuits = min([circuits, *(n for n in most if n)])
         return max(1, int(circuits) // len(program.circuits))
-
-
-def _check_arguments(method: Any, device: Any, noise_model: Any, executor: Any, circuits_a_job: Any) -> None:
-    if method is not None and method not in AerSimulator().available_methods():
-        known = ", ".join(m for m in AerSimulator().available_methods() if m not in _OTHERS)
-        raise ValueError(f"Aer has no method {method!r} on this machine: choose from {known}")
-    if method in _OTHERS:
-        raise ValueError(
-            f"Aer's method {method!r} computes matrices, no expectation values: use 'statevector' or 'density_matrix'"
-        )
-    if isinstance(device, BaseEstimatorV2) or (device is not None and "Estimator" in type(device).__name__):
-        raise ValueError(
-            f"device is a {type(device).__name__}: estimators of simulators add normal noise to exact values instead "
-            "of sampling, so give the BackendV2 itself or a SamplerV2"
-        )
-    if device is not None and not isinstance(device, (str, BackendV2, BaseSamplerV2)):
-        raise ValueError(f"device is a {type(device).__name__}: give a Qiskit BackendV2 or SamplerV2, 'CPU' or 'GPU'")
-    if noise_model is not None and not isinstance(noise_model, (AerNoiseModel, BackendV2)):
-        kind = (
-            "our own, which is noise= of a layer or of simulate" if isinstance(noise_model, NoiseModel) else "no such"
-        )
-        raise ValueError(
-            f"noise_model is a {type(noise_model).__name__} ({kind}): give a qiskit_aer NoiseModel or a BackendV2"
-        )
-    if executor is not None and not isinstance(executor, Executor):
-        raise ValueError(
-            f"executor is a {type(executor).__name__}: give a concurrent.futures Executor, such as "
-            "ThreadPoolExecutor(2) or, of a Dask client, client.get_executor()"
-        )
-    whole = isinstance(circuits_a_job, int) and not isinstance(circuits_a_job, bool) and circuits_a_job >= 1
-    if circuits_a_job is not None and not whole:
-        raise ValueError(f"circuits_a_job is {circuits_a_job!r}: give a whole number of at least 1, or None")
-
-
-def _state_bytes(wires: int, method: str, options: dict[str, Any]) -> int:
-    """Memory of a state; 0 for methods whose states depend on the circuit."""
-    amplitude = 8 if options.get("precision") == "single" else 16
-    power = {"statevector": 1, "density_matrix": 2}.get(method)
-    return 0 if power is None else amplitude * int(2 ** (power * wires))
-
-
-def _memory(options: dict[str, Any]) -> float:
-    """Bytes that a simulation may use."""
-    if options.get("max_memory_mb"):
-        return float(options["max_memory_mb"]) * 2**20
-    return machine_memory()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
-from qiskit.circuit.library import get_standard_gate_name_mapping
+from qiskit.circuit.library import IGate, get_standard_gate_name_mapping
 from qiskit.primitives import BaseSamplerV2
 from qiskit.providers import BackendV2
 from qiskit.transpiler.exceptions import TranspilerError
+from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel as AerNoiseModel
 
-from circuits.circuit import Circuit
+from circuits.circuit import Circuit, Gate
 from circuits.interop.qiskit import append_measurement, build_qiskit, qiskit_observable
 from circuits.noise import NoiseModel, ReadoutError
 from qconv.backends.angles import angles_of, features_of
@@ -22,6 +24,8 @@ from qconv.backends.qiskit_runs import Program
 # Aer (to 0.18.2) silently drops the bound parameter of a controlled rotation (Qiskit/qiskit-aer issues 2323 and 2403),
 # so these are written as one-wire rotations and CNOTs.
 _UNBINDABLE = {"crx", "cry", "crz", "cp", "cu1"}
+# These, and what `build_qiskit` has no gate of Qiskit's for.
+REWRITTEN = {*_UNBINDABLE, "cu3"}
 
 
 def prepared_angles(circuit: Circuit) -> int:
@@ -64,48 +68,63 @@ def measured_program(
 
 
 def exact_program(
-    circuit: Circuit,
-    noise: NoiseModel | None,
-    readout: dict[int, ReadoutError] | None,
-    target: Any,
-    name: str,
-    options: dict[str, Any],
+    circuit: Circuit, noise: NoiseModel | None, target: Any, name: str, options: dict[str, Any]
 ) -> Program:
-    """Circuits that save the expectation values of their observables.
+    """The circuit as it is written, saving the expectation values of all its observables.
 
     Args:
         circuit: The kernel.
-        noise: Ours; None for none.
-        readout: Errors by physical qubit where noise is the simulator's own: there, the change of basis is made of
-            gates, which are noisy too, so that these are the means of what shots sample. None for no such noise.
+        noise: See measured_program.
         target: See measured_program.
         name: See measured_program.
         options: See measured_program.
     """
     base, parameters = template(circuit, noise)
-    observables = circuit.observables
-    settings = [("I" * circuit.n_wires, tuple(range(len(observables))))]
-    if readout is not None:
-        settings = measurement_settings(observables)
-        observables = tuple("".join("IZ"[letter != "I"] for letter in text) for text in observables)
+    (done,) = transpiled([base], circuit, target, name, options)
+    places = list(range(circuit.n_wires)) if done.layout is None else done.layout.final_index_layout()
+    operators = [qiskit_observable(text, noise) for text in circuit.observables]
+    every = tuple(range(len(operators)))
+    _save(done, places[: circuit.n_wires], dict(zip(every, operators, strict=True)))
+    return Program((done,), parameters, (every,), (every,), len(every))
+
+
+def saved_program(program: Program, circuit: Circuit, readout: dict[int | None, ReadoutError]) -> Program:
+    """Measured circuits saving the means of what shots of them sample, noise in the change of basis included.
+
+    Args:
+        program: Of `measured_program`, without noise of ours.
+        circuit: The kernel.
+        readout: See readout_of.
+    """
     circuits = []
-    for basis, _ in settings:
-        turned = base.copy()
-        append_measurement(turned, basis)
-        turned.remove_final_measurements()
-        circuits.append(turned)
-    done = transpiled(circuits, circuit, target, name, options)
-    for result, (_, members) in zip(done, settings, strict=True):
-        places = list(range(circuit.n_wires)) if result.layout is None else result.layout.final_index_layout()
-        misread = noise
-        if readout:
-            errors = {wire: readout[place] for wire, place in enumerate(places) if place in readout}
-            misread = NoiseModel(readout=errors) if errors else None
-        for member in members:
-            operator = qiskit_observable(observables[member], misread)
-            result.save_expectation_value(operator, places[: circuit.n_wires], label=f"o{member}")
-    groups = tuple(members for _, members in settings)
-    return Program(tuple(done), parameters, groups, groups, len(observables))
+    for measured, members in zip(program.circuits, program.members, strict=True):
+        places = {
+            measured.find_bit(item.clbits[0]).index: measured.find_bit(item.qubits[0]).index
+            for item in measured.data
+            if item.operation.name == "measure"
+        }
+        result = measured.copy()
+        result.data = [item for item in measured.data if item.operation.name not in ("measure", "barrier")]
+        found = {wire: readout.get(place, readout.get(None)) for wire, place in places.items()}
+        errors = {wire: error for wire, error in found.items() if error is not None}
+        misread = NoiseModel(readout=errors) if errors else None
+        bits = ("".join("IZ"[letter != "I"] for letter in circuit.observables[member]) for member in members)
+        operators = {member: qiskit_observable(text, misread) for member, text in zip(members, bits, strict=True)}
+        _save(result, [places[wire] for wire in range(circuit.n_wires)], operators)
+        circuits.append(result)
+    return replace(program, circuits=tuple(circuits))
+
+
+def _save(target: QuantumCircuit, places: list[int], operators: dict[int, Any]) -> None:
+    """Save expectation values of operators on qubits, by the member's number."""
+    touched = {qubit for item in target.data for qubit in item.qubits}
+    for place in places:
+        if target.qubits[place] not in touched:
+            # Aer (0.18.2) leaves such qubits out of its state and then may take others for them. Under a label of its
+            # own, noise that follows "id" does not follow this one.
+            target.append(IGate(label="untouched"), [place])
+    for member, operator in operators.items():
+        target.save_expectation_value(operator, places, label=f"o{member}")
 
 
 def transpiled(
@@ -122,6 +141,16 @@ def transpiled(
         # A seed of its own: the same circuit is always routed the same way.
         done = list(transpile(circuits, target, seed_transpiler=0, **options))
     except TranspilerError as error:
+        lacking = next(
+            (gate for gate in circuit.gates if not _translates(gate, circuit.n_wires, target, options)), None
+        )
+        if lacking is not None:
+            others = ("reset", "delay", "measure")
+            native = [gate for gate in options.get("basis_gates") or target.operation_names if gate not in others]
+            raise Unsupported(
+                f"{name} has gates {', '.join(native)}, of which {lacking.name} is not made up, but the kernel has "
+                f"{lacking.name} on wires {lacking.wires}: use a kernel without it, or a device with other gates"
+            ) from error
         gates = ", ".join(sorted(circuit.counts()))
         raise Unsupported(
             f"{name} does not run this kernel of the gates {gates} on {circuit.n_wires} wires: "
@@ -133,15 +162,23 @@ def transpiled(
     return done
 
 
+def _translates(gate: Gate, n_wires: int, target: Any, options: dict[str, Any]) -> bool:
+    try:
+        transpile(template(Circuit(n_wires, (gate,), ()), None)[0], target, **options)
+    except TranspilerError:
+        return False
+    return True
+
+
 def sizes(program: Program) -> tuple[CircuitSize, ...]:
-    """Gates and depth of every transpiled circuit, barriers, measurements and virtual operations left out."""
+    """Gates and depth of every transpiled circuit, barriers, measurements and waiting left out."""
     return tuple(_size(circuit) for circuit in program.circuits)
 
 
 def _size(circuit: QuantumCircuit) -> CircuitSize:
     def is_gate(item: Any) -> bool:
         name = item.operation.name
-        return name not in ("barrier", "measure", "delay", "kraus") and not name.startswith("save")
+        return name not in ("barrier", "measure", "delay", "id", "kraus") and not name.startswith("save")
 
     gates = [len(item.qubits) for item in circuit.data if is_gate(item)]
     return CircuitSize(gates.count(1), sum(n > 1 for n in gates), circuit.depth(is_gate))
@@ -171,22 +208,37 @@ def standard_gates(names: list[str]) -> list[str]:
     return [name for name in names if name in known and known[name].num_qubits <= 2]
 
 
-def readout_of(model: AerNoiseModel) -> dict[int, ReadoutError]:
-    """Errors of the readout by physical qubit.
+def forgotten_map(target: Any) -> list[list[int]] | None:
+    """A coupling map that was given to AerSimulator as an option: qiskit.transpile does not find it there."""
+    if not isinstance(target, AerSimulator) or target.coupling_map is None:
+        return None
+    # One that stands for a device knows which pairs its gates act on.
+    known = any(len(qubits) == 2 for qubits in target.target.qargs or () if qubits)
+    return None if known else [list(pair) for pair in target.coupling_map]
+
+
+def noisy_gates(target: Any) -> set[str] | None:
+    """Names of the gates that a simulator's own noise follows; None where that is not known."""
+    model = target.options.noise_model if isinstance(target, AerSimulator) else None
+    return None if model is None else {name for error in model.to_dict()["errors"] for name in error["operations"]}
+
+
+def readout_of(model: AerNoiseModel | None) -> dict[int | None, ReadoutError]:
+    """Errors of the readout by physical qubit; under None that of all others.
 
     Raises:
-        Unsupported: For errors that only shots have: correlated between qubits, or of all qubits at once.
+        Unsupported: For errors that only shots have: of several qubits together.
     """
-    result: dict[int, ReadoutError] = {}
-    for error in model.to_dict()["errors"]:
+    result: dict[int | None, ReadoutError] = {}
+    for error in [] if model is None else model.to_dict()["errors"]:
         if "measure" not in error["operations"]:
             continue
-        qubits = error.get("gate_qubits")
-        if error["type"] != "roerror" or not qubits or any(len(q) != 1 for q in qubits):
+        qubits = error.get("gate_qubits") or [(None,)]
+        if error["type"] != "roerror" or len(error["probabilities"]) != 2 or any(len(q) != 1 for q in qubits):
             raise Unsupported(
-                "noise_model has an error of the measurement that is not one of single named qubits, and shots=None "
+                "noise_model has an error of the measurement that is no misread bit of single qubits, and shots=None "
                 "was asked: give shots"
             )
         (_, up), (down, _) = error["probabilities"]
-        result |= {int(qubit[0]): ReadoutError(float(up), float(down)) for qubit in qubits}
+        result |= {qubit: ReadoutError(float(up), float(down)) for (qubit,) in qubits}
     return result

@@ -141,7 +141,7 @@ class DeviceRun:
 class SamplerRun:
     """One job of a SamplerV2: a PUB for each measurement setting, with all rows as its parameter values; see jobs.Run.
 
-    The seed is the sampler's own.
+    The sampler draws from its own generator.
     """
 
     program: Program
