@@ -2,6 +2,7 @@
 
 python -m benchmarks.backends                  # the capabilities; a cost measured before stays on the page
 python -m benchmarks.backends --timings        # the costs too: minutes, on a quiet machine
+(The page says so itself where no cost was measured yet.)
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,17 +18,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.timing import alternate
 from circuits import Channel, NoiseModel, kernel
 from qconv import Unsupported, load_backend
 from qconv.backends.loading import as_backend
+from qconv.distribution import distribute
 from qconv.gradients import compile_differentiable, differentiate
+from qconv.mitigation import ZeroNoise
 from qconv.testing import CHECKS, Conformance, backend_conformance
 
 PAGE = Path(__file__).parents[1] / "docs" / "backends.md"
 COSTS = "## Cost of a patch"
+UNMEASURED = f"""{COSTS}
+
+Not measured yet: `python -m benchmarks.backends --timings` does, on a quiet machine.
+"""
 PATCHES, FEW_PATCHES, SHOTS = 256, 16, 100
 CELLS = {"passed": "yes", "partly": "partly", "refused": "no", "failed": "**fails**"}
 
@@ -57,7 +66,8 @@ def _device() -> Any:
 def _sampler() -> Any:
     from qiskit.primitives import StatevectorSampler
 
-    return StatevectorSampler(seed=0)
+    # A generator, not a number: with a number every call and job would repeat the same shots.
+    return StatevectorSampler(seed=np.random.default_rng(0))
 
 
 def _ibm() -> Any:
@@ -78,8 +88,13 @@ def _aer(method: str) -> Listed:
     return Listed(lambda: load_backend("qiskit", method=method), fast=False)
 
 
+_LINE = [[0, 1], [1, 0], [1, 2], [2, 1]]
 _STEP = "with shots, finite differences need a step that suits them: give one"
 _SCATTERED = dict.fromkeys(("shots", "seeds", "gradients under shots", "noise under shots"), _STEP)
+_SIGNS = "values are no means of signs, but sums of such means"
+_ESTIMATES = "one direction's estimate scatters around the gradient"
+_SPSA = dict.fromkeys(("input gradient", "weight gradient", "gradients under shots", "stacking"), _ESTIMATES)
+_COMBINED = dict.fromkeys(("shots", "joint shots", "gradients under shots", "noise under shots"), _SIGNS)
 _SEED = {"seed": None, "without": {"seeds": "a sampler draws from a seed of its own, given when it is made"}}
 
 LISTED: dict[str, Listed] = {
@@ -99,12 +114,19 @@ LISTED: dict[str, Listed] = {
     "qiskit, matrix_product_state": _aer("matrix_product_state"),
     "qiskit, stabilizer": _aer("stabilizer"),
     "qiskit, extended_stabilizer": _aer("extended_stabilizer"),
+    "qiskit, a coupling map": Listed(lambda: load_backend("qiskit", coupling_map=_LINE), fast=False),
     "qiskit, a device (GenericBackendV2)": Listed(_device, options=_modeled(_device), fast=False),
     "qiskit, a device of IBM's (FakeManilaV2)": Listed(_ibm, "qiskit_ibm_runtime", _modeled(_ibm), fast=False),
     "qiskit, a SamplerV2 (StatevectorSampler)": Listed(_sampler, options=lambda: _SEED, fast=False),
     "any, parameter shifts": Listed(lambda: differentiate("statevector")),
     "any, finite differences": Listed(
         lambda: differentiate("statevector", "finite-diff"), options=lambda: {"without": _SCATTERED}
+    ),
+    "any, SPSA": Listed(lambda: differentiate("statevector", "spsa"), options=lambda: {"without": _SPSA}),
+    "any, distributed": Listed(lambda: distribute("statevector", ThreadPoolExecutor(2), 3)),
+    "any, ZeroNoise": Listed(
+        lambda: ZeroNoise("statevector"),
+        options=lambda: {"without": {**_COMBINED, "noise": "values are to be those without noise"}},
     ),
 }
 
@@ -155,8 +177,9 @@ backend takes pass, it refuses the others. "no": it refuses; its own words are b
   gates; re-uploading; amplitudes; Clifford angles; one wire) against dense matrices and their differences, to 1e-8 in
   double precision, and values to 1e-5 in float32.
 * **batches**: each patch and filter is the same alone, among others and in reverse; no patches give no values.
-* **shots**: means of signs that scatter by the binomial law, no more and no less. **seeds**: the k-th call repeats;
-  calls and seeds differ. **gradients under shots**: within what parameter shifts of as many shots scatter.
+* **shots**: means of signs that scatter by the binomial law, no more and no less. **joint shots**: observables that one
+  measurement serves are read off the same bits, and equal patches draw bits of their own. **seeds**: the k-th call
+  repeats; calls and seeds differ. **gradients under shots**: within what parameter shifts of as many shots scatter.
 * **noise**: depolarizing, amplitude damping and misread bits against density matrices, exactly and by the binomial law.
   A device is compared with Aer's simulation of its own noise.
 * **stacking**: a layer on a layer, values and the gradients of images and both layers' weights.
@@ -238,8 +261,8 @@ def main() -> None:
         results[name] = conformance(name) if present(name) else None
         print(row(name, results[name]), flush=True)
     _, _, before = options.out.read_text().partition(COSTS) if options.out.exists() else ("", "", "")
-    section = costs(options.rounds) if options.timings else f"{COSTS}{before}" if before else ""
-    options.out.write_text("\n".join(filter(None, (capabilities(results), section))))
+    kept = f"{COSTS}{before}" if before else UNMEASURED
+    options.out.write_text(f"{capabilities(results)}\n{costs(options.rounds) if options.timings else kept}")
     for found in filter(None, results.values()):
         found.raise_for_faults()
 

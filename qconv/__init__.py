@@ -10,7 +10,7 @@ for _module in (_circuits, _classical):
             "remove that one, or move it behind qconv on sys.path"
         )
 
-from qconv.backends import Backend, Compiled, Unsupported, backend_names, load_backend  # noqa: E402
+from qconv.backends import Backend, Compiled, JobFailed, Unsupported, backend_names, load_backend  # noqa: E402
 from qconv.binarization import Ensemble, binarize, ensemble, reestimate  # noqa: E402
 from qconv.binary_laws import Moments  # noqa: E402
 from qconv.binary_modules import (  # noqa: E402
@@ -35,6 +35,7 @@ __all__ = [
     "Compiled",
     "Ensemble",
     "FourierConv2d",
+    "JobFailed",
     "Moments",
     "PixelBits",
     "ProbabilisticBinaryConv2d",

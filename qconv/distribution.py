@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,12 +17,17 @@ from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends.jobs import JobFailed, run_in_jobs
+from qconv.backends.jobs import GradientFailed, JobFailed, draw_seeds, gather, reason_of, run_in_jobs
 from qconv.backends.loading import as_backend
-from qconv.backends.protocol import Backend, CircuitSize, Compiled, Real, check_call, check_options, circuit_sizes
+from qconv.backends.matrix_products import Truncation, truncation_of
+from qconv.backends.protocol import Backend, Compiled, Real, check_call, check_options
 from qconv.gradients import compile_differentiable
 
 PATCHES = 1024  # a chunk
+TRUNCATION = 3  # numbers that say what a chunk lost
+
+# Of a chunk: gradients with respect to patches and weights, where wanted, and what was truncated.
+Slopes = tuple[Real | None, Real | None, Truncation | None]
 
 _KEPT = 16  # compiled circuits of a process
 
@@ -66,23 +70,42 @@ class _Work:
         return x, w
 
     def values(self, rows: Real, seed: int) -> Real:
-        """Values (R, F n_obs) of patches (R, n_inputs)."""
+        """Values of patches (R, n_inputs), and behind them what was truncated: (R, F n_obs + TRUNCATION)."""
         x, w = self._pair(rows)
         with self._turn(), torch.no_grad():
-            return np.asarray(self._compile(seed)(x, w).flatten(1).double().numpy())
+            compiled = self._compile(seed)
+            values = compiled(x, w).flatten(1).double().numpy()
+            lost = _numbers(truncation_of(compiled))
+            return np.concatenate([values, np.tile(lost, (len(values), 1))], axis=1)
 
-    def slopes(self, rows: Real, grad: Real, seed: int, wanted: tuple[bool, bool]) -> tuple[Real | None, Real | None]:
+    def slopes(self, rows: Real, grad: Real, seed: int, wanted: tuple[bool, bool]) -> Slopes:
         """Gradients with respect to the patches and, summed over them, the weights, from that of the values."""
         x, w = self._pair(rows)
         x.requires_grad_(wanted[0])
         w.requires_grad_(wanted[1])
         asked = [part for part, want in zip((x, w), wanted, strict=True) if want]
         with self._turn(), torch.enable_grad():
-            values = self._compile(seed)(x, w)
+            compiled = self._compile(seed)
+            values = compiled(x, w)
             outer = torch.from_numpy(grad).to(self.dtype).reshape(values.shape)
             found = iter(torch.autograd.grad(values, asked, outer, allow_unused=True, materialize_grads=True))
-        gx, gw = (np.asarray(next(found).double().numpy()) if want else None for want in wanted)
-        return gx, gw
+            gx, gw = (np.asarray(next(found).double().numpy()) if want else None for want in wanted)
+            return gx, gw, truncation_of(compiled)
+
+
+def _numbers(lost: Truncation | None) -> Real:
+    """What was truncated as numbers, NaN where there is none to tell."""
+    given = (None, None, None) if lost is None else (lost.discarded, lost.angle, lost.max_bond)
+    return np.array([np.nan if number is None else number for number in given], dtype=np.float64)
+
+
+def _worst(rows: Real) -> Truncation | None:
+    """The worst of rows of such numbers."""
+    finite = rows[np.isfinite(rows[:, 0])]
+    if not len(finite):
+        return None
+    discarded, angle, bond = np.fmax.reduce(finite)
+    return Truncation(float(discarded), float(angle), None if np.isnan(bond) else int(bond))
 
 
 # One for each thread: nothing says that backends and compiled circuits may be called by several at once.
@@ -110,11 +133,17 @@ class DistributedCompiled:
         noise: See Backend.
         seed: See Backend; each chunk of each call has a seed of its own.
 
+    Attributes:
+        parts: See Composed: what every chunk runs.
+        truncation_error: What the last evaluation lost where the backend truncates, the worst of its chunks.
+
     Raises:
         Unsupported: If the backend cannot run the circuit.
     """
 
     differentiable = True
+    evaluates_again = True  # each chunk where its gradient is made
+    truncation_error: Truncation | None = None
 
     def __init__(
         self,
@@ -130,10 +159,11 @@ class DistributedCompiled:
         self.circuit = circuit
         # Compiled here too: what cannot run is said now, and costs are told without an executor.
         self._here = compile_differentiable(backend, circuit, shots=shots, noise=noise, seed=seed)
+        self.parts = ((circuit, self._here),)
         self._pickled, self._sampled = pickle.dumps((backend, circuit, shots, noise)), shots is not None
         self._turns = backend.name.partition(" ")[0] not in _THREAD_SAFE
         self._executor, self._patches = executor, patches
-        self._rng = np.random.default_rng(seed)
+        self._rng = None if seed is None and self._sampled else np.random.default_rng(seed)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """See Compiled.
@@ -149,11 +179,6 @@ class DistributedCompiled:
         values: Tensor = _Distributed.apply(inputs, weights, self)  # type: ignore[no-untyped-call]
         return values
 
-    @property
-    def sizes(self) -> tuple[CircuitSize, ...]:
-        """See Sized."""
-        return circuit_sizes(self._here, self.circuit)
-
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled."""
         return self._here.counts(patches, filters)
@@ -166,48 +191,48 @@ class DistributedCompiled:
         work, shape = self._work(weights), (len(inputs), len(weights), len(self.circuit.observables))
         numbers = shape[1] * shape[2]
         try:
-            found = run_in_jobs(work.values, _plain(inputs), numbers, self._rng, self._patches, self._executor)
+            rows = _plain(inputs)
+            found = run_in_jobs(work.values, rows, numbers + TRUNCATION, self._rng, self._patches, self._executor)
         except JobFailed as failure:
             missing = np.repeat(failure.missing, shape[1], axis=1)
-            raise JobFailed(failure.reason, failure.values.reshape(shape), missing) from failure.__cause__
-        return torch.from_numpy(found).to(weights).reshape(shape)
+            values = failure.values[:, 0, :numbers].reshape(shape)
+            raise JobFailed(failure.reason, values, missing) from failure.__cause__
+        self.truncation_error = _worst(found[:, numbers:])
+        return torch.from_numpy(found[:, :numbers]).to(weights).reshape(shape)
 
     def slopes(
         self, inputs: Tensor, weights: Tensor, grad: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients with respect to inputs and weights, each where it is wanted."""
+        """Gradients with respect to inputs and weights, each where it is wanted.
+
+        Raises:
+            GradientFailed: If a chunk does not finish; it holds the gradients of the others.
+        """
         work, rows, outer = self._work(weights), _plain(inputs), _plain(grad)
-        calls: list[Callable[[], tuple[Real | None, Real | None]]] = [
-            partial(
-                work.slopes,
-                rows[start : start + self._patches],
-                outer[start : start + self._patches],
-                int(self._rng.integers(2**31)),
-                wanted,
-            )
-            for start in range(0, len(rows), self._patches)
+        chunks = [slice(start, start + self._patches) for start in range(0, len(rows), self._patches)]
+        seeds = draw_seeds(self._rng, len(chunks))
+        calls = [
+            partial(work.slopes, rows[chunk], outer[chunk], seed, wanted)
+            for chunk, seed in zip(chunks, seeds, strict=True)
         ]
-        if self._executor is None:
-            found = [call() for call in calls]
-        else:
-            futures = [self._executor.submit(call) for call in calls]
-            try:
-                found = [future.result() for future in futures]
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-        gx, gw = None, None
-        if wanted[0]:
-            parts = [x for x, _ in found if x is not None]
-            gx = torch.from_numpy(np.concatenate(parts)).to(inputs) if parts else torch.zeros_like(inputs)
-        if wanted[1]:
-            # In the order of the chunks, whoever finished first: the sum is the same in every run.
-            total = np.zeros(weights.shape)
-            for _, w in found:
-                total = total if w is None else total + w
-            gw = torch.from_numpy(total).to(weights)
-        return gx, gw
+        found, failure = gather(calls, self._executor)
+        gx = np.full((len(rows), rows.shape[1] if wanted[0] else 0), np.nan)
+        # In the order of the chunks, whoever finished first: the sum is the same in every run.
+        gw, missing, lost = np.zeros(weights.shape), np.ones((len(rows), 1), dtype=np.bool_), []
+        for chunk, one in zip(chunks, found, strict=True):
+            if one is None or isinstance(one, Exception):
+                continue
+            gx[chunk], missing[chunk] = 0.0 if one[0] is None else one[0], False
+            gw += 0.0 if one[1] is None else one[1]
+            lost.append(one[2])
+        if failure is not None:
+            summed = gw if wanted[1] else None
+            raise GradientFailed(reason_of(failure), gx[:, None], missing, summed) from failure
+        self.truncation_error = Truncation.worst(lost)
+        return (
+            torch.from_numpy(gx).to(inputs) if wanted[0] else None,
+            torch.from_numpy(gw).to(weights) if wanted[1] else None,
+        )
 
 
 def _plain(tensor: Tensor) -> Real:
@@ -269,8 +294,8 @@ def distribute(backend: str | Backend, executor: Executor, patches: int = PATCHE
     Args:
         backend: A backend, or its name; picklable where the executor is of processes.
         executor: A concurrent.futures executor; of a Dask client `client.get_executor()`. It must not be the one that
-            the caller runs on. In threads, PennyLane and Qiskit take turns: give processes (or "qiskit" its own
-            executor).
+            the caller runs on. In threads, PennyLane and Qiskit take turns, and so does what may choose them ("auto")
+            or is not qconv's: name the exact backend, or give processes (or "qiskit" its own executor).
         patches: A chunk.
 
     Returns:

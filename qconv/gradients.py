@@ -130,11 +130,12 @@ class FromEvaluations(ABC):
         angles = evaluate_angles(self._angles, inputs, weights)
         features = evaluate_angles(self._features, inputs, weights)
         active = tuple(k for k, angle in enumerate(self._angles) if moving[angle.source])
+        shape = len(inputs), len(weights)
         try:
-            values: Tensor = _Evaluate.apply(angles, features, self, active)  # type: ignore[no-untyped-call]
+            values: Tensor = _Evaluate.apply(angles, features, self, active, shape)  # type: ignore[no-untyped-call]
         except JobFailed as failure:
-            raise failure.of(len(inputs), len(weights)) from failure.__cause__
-        return values.reshape(len(inputs), len(weights), values.shape[1])
+            raise failure.of(*shape) from failure.__cause__
+        return values.reshape(*shape, values.shape[1])
 
     @property
     def sizes(self) -> tuple[CircuitSize, ...]:
@@ -178,17 +179,26 @@ class FromEvaluations(ABC):
 class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, angles: Tensor, features: Tensor, circuit: FromEvaluations, active: tuple[int, ...]
+        ctx: Any,
+        angles: Tensor,
+        features: Tensor,
+        circuit: FromEvaluations,
+        active: tuple[int, ...],
+        shape: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(angles, features)
-        ctx.circuit, ctx.active = circuit, active
+        ctx.circuit, ctx.active, ctx.shape = circuit, active, shape
         return circuit.run(angles, features)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         angles, features = ctx.saved_tensors
-        return *ctx.circuit.slopes(angles, features, grad, ctx.active, ctx.needs_input_grad[1]), None, None
+        try:
+            slopes = ctx.circuit.slopes(angles, features, grad, ctx.active, ctx.needs_input_grad[1])
+        except JobFailed as failure:
+            raise failure.of(*ctx.shape) from failure.__cause__
+        return *slopes, None, None, None
 
 
 class ParameterShift(FromEvaluations):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures import Executor
 from math import ceil, pi
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from circuits.ansatze import ANSATZE
 from circuits.circuit import Circuit
-from circuits.interop import as_circuit, is_qasm3
+from circuits.encodings import encode
+from circuits.interop import as_circuit, is_program
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from circuits.readouts import Readout, find_readout
@@ -28,16 +29,19 @@ from qconv.backends.protocol import (
     Compiled,
     Precomputed,
     Unsupported,
+    as_int,
     check_options,
     circuit_sizes,
+    warn_of_idle_noise,
 )
 from qconv.channels import CHANNELS, DEPTH, channels_kernel
 from qconv.energy.devices import DEVICES, Cost, Device
 from qconv.fourier_conv import FourierConv2d as FourierConv2d
-from qconv.gradients import METHODS, FromEvaluations, compile_differentiable, executions
+from qconv.gradients import compile_differentiable
 from qconv.patch_conv import PatchConv2d as PatchConv2d
 from qconv.patches import Pair, pad
 from qconv.reading import read_out, read_out_counts
+from qconv.step_circuits import gradient_method, step_circuits
 from qconv.surrogates import surrogate
 
 _REMEMBERED = 15  # shapes of images
@@ -63,25 +67,32 @@ class QuantumConv2d(PatchConv2d):
         bias: Whether to add a trainable bias, started at 0; unlike nn.Conv2d's, off by default.
         padding_mode: As nn.Conv2d.
         kernel: A name of `circuits.kernel_names()`; or a Circuit, a PennyLane function f(inputs, weights), QNode or
-            tape, a Qiskit QuantumCircuit or an OpenQASM 3 text, read by `circuits.as_circuit`, which says how features
-            and weights are told apart.
-        depth: Layers of a named kernel; a kernel of one's own takes none.
-        encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel: a name of
-            `circuits.encoding_names()` ("angle" is RY(pi x)), or a Circuit from `circuits.encode` with options.
+            tape, a Qiskit QuantumCircuit or an OpenQASM 3 text or file, read by `circuits.as_circuit`, which says how
+            features and weights are told apart.
+        depth: Layers of a named kernel, or of a PennyLane function's weights where it takes any number of them; another
+            kernel of one's own takes none.
+        encoding: How features of a patch, in nn.Unfold's order (channel, row, column), enter a named kernel, or one of
+            one's own that takes no features: a name of `circuits.encoding_names()` ("angle" is RY(pi x)), or a Circuit
+            from `circuits.encode` with options.
         readout: What outputs are: "z" for <Z> of every wire, another of `circuits.find_readout` ("probabilities",
-            "ones" ...), or Pauli strings. A kernel that brings observables keeps them where this is "z".
+            "ones" ...), "root" (of kernels that discard wires: Z of those left), or Pauli strings. A kernel that brings
+            observables keeps them where this is "z".
         channels: How the channels of a group meet: "joint" (their pixels are features of one register), "separate" (a
             circuit a channel, outputs summed), "reupload" (one after another on the same wires), "smaldone_co" or
             "smaldone_pco"; see qconv.channels for wires and costs. With "separate", filters are counted a channel.
-        backend: "auto", another name of `qconv.backends.backend_names()`, a backend object, or a BackendV2 or SamplerV2
-            of Qiskit's.
+        backend: "auto", another name of `qconv.backends.backend_names()`, a backend object, a device of PennyLane's, or
+            a BackendV2 or SamplerV2 of Qiskit's.
         shots: Samples a circuit; None for exact expectation values. May be changed later: `layer.shots = 100`.
-        noise: A circuits.NoiseModel; None for none.
-        seed: Draws the structure of kernel "random" (None draws that of seed 0) and makes shots repeatable.
+        noise: A circuits.NoiseModel; None for none. May be changed later, as shots.
+        seed: Draws the structure of kernel "random" (None draws that of seed 0) and makes shots repeatable. Layers, and
+            processes, of one seed draw the same numbers: give each its own, such as seed + rank (and then a Circuit for
+            a random kernel). None: shots follow torch.manual_seed, but for PennyLane's, which draws its own.
+        executor: A concurrent.futures Executor that runs the jobs of backend "qiskit", or of a device or sampler of
+            Qiskit's, at the same time; see load_backend. It must not be the one that the caller runs on.
         device: As nn.Conv2d.
         dtype: torch.float32 (default) or torch.float64.
         options: Of a named kernel: entangle=False for its control (an encoding that entangles stays), reupload=True to
-            repeat the encoding before each layer, and those of `circuits.ansatz_options` (see `circuits.kernel`); of
+            repeat the encoding before each layer, and those of `circuits.ansatz_option_values`; of
             channels="smaldone_pco" registers, ancillas and couple.
 
     Attributes:
@@ -92,6 +103,7 @@ class QuantumConv2d(PatchConv2d):
 
     Raises:
         ValueError: For arguments that do not fit each other, unknown names, or what the backend cannot run.
+        UserWarning: Where the noise has channels, but the kernel none of the gates that they follow.
 
     All filters share one circuit. Henderson et al. draw a random circuit for each of theirs, which is a layer for each
     seed and their outputs side by side:
@@ -123,6 +135,7 @@ class QuantumConv2d(PatchConv2d):
         shots: int | None = None,
         noise: NoiseModel | None = None,
         seed: int | None = None,
+        executor: Executor | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -131,16 +144,17 @@ class QuantumConv2d(PatchConv2d):
         if channels not in CHANNELS:
             raise unknown("channels", channels, CHANNELS)
         self.channels = channels
-        self.circuit, self.readout = self._read_kernel(kernel, depth, encoding, readout, seed, options)
+        self.seed = as_int(seed)
+        self.circuit, self.readout = self._read_kernel(kernel, depth, encoding, readout, self.seed, options)
         # Groups of the circuit: with "separate" each channel is one.
         self._runs = in_channels if channels == "separate" else groups
         self._plain, self._preparation = with_plain_features(self.circuit)
         named = isinstance(kernel, str) and kernel in ANSATZE
         self._initial = ANSATZE[kernel].initial if named else "own"
-        self.noise, self.seed = noise, seed
-        self._asked = as_backend(backend)
+        self._asked = as_backend(backend, executor)
         # Compiled now, so that what a backend cannot run is said here and not in the first training step.
-        self.shots = shots
+        self._run_with(shots, noise)
+        warn_of_idle_noise(self.circuit, noise)
 
         per_run = ceil(out_channels / groups / self.readout.outputs)
         weight = torch.empty(self._runs * per_run, self.circuit.n_weights, device=device, dtype=dtype)
@@ -161,7 +175,7 @@ class QuantumConv2d(PatchConv2d):
     ) -> tuple[Circuit, Readout]:
         share, pixels = self.in_channels // self.groups, self.geometry.taps
         features = pixels if self.channels == "separate" else self.features
-        if isinstance(kernel, str) and not is_qasm3(kernel):
+        if isinstance(kernel, str) and not is_program(kernel):
             circuit, found = channels_kernel(
                 self.channels, share, pixels, kernel, depth, encoding, readout, seed or 0, options
             )
@@ -171,12 +185,7 @@ class QuantumConv2d(PatchConv2d):
                     f"channels={self.channels!r} and the options {sorted(options)} were given with a kernel of your "
                     "own: they build named kernels, so use channels 'joint' or 'separate' and no options"
                 )
-            if depth not in (1, DEPTH) or encoding != "angle":
-                raise ValueError(
-                    f"depth {depth} and encoding {encoding if isinstance(encoding, str) else 'a Circuit'!r} were given "
-                    "with a kernel of your own, which brings its layers and its encoding: leave both out"
-                )
-            circuit = as_circuit(kernel, features)
+            circuit = self._own_kernel(kernel, features, depth, encoding)
             found = Readout(circuit.observables, len(circuit.observables))
             if readout != "z":
                 found = find_readout(readout, circuit.n_wires)
@@ -193,6 +202,25 @@ class QuantumConv2d(PatchConv2d):
             )
         return circuit, found
 
+    @staticmethod
+    def _own_kernel(kernel: Any, features: int, depth: int, encoding: str | Circuit) -> Circuit:
+        circuit = as_circuit(kernel, features, depth)
+        # 1 is what the depth of a circuit without layers may be called, too.
+        if depth not in (1, DEPTH) and as_circuit(kernel, features) == circuit:
+            raise ValueError(
+                f"depth {depth} was given with a kernel of your own, which brings its layers: leave it out"
+            )
+        if circuit.n_inputs == 0:
+            before = encode(encoding, features, circuit.n_wires) if isinstance(encoding, str) else encoding
+            return before + circuit.shift_weights(before.n_weights)
+        if encoding != "angle":
+            raise ValueError(
+                f"encoding {encoding if isinstance(encoding, str) else 'a Circuit'!r} was given with a kernel of your "
+                f"own that takes {circuit.n_inputs} features, which brings its encoding: leave it out, or give a "
+                f"kernel without features, such as circuits.from_qiskit(qc, weights=qc.parameters)"
+            )
+        return circuit
+
     @property
     def shots(self) -> int | None:
         """Samples a circuit; None for exact expectation values. A new number takes effect at once.
@@ -206,22 +234,40 @@ class QuantumConv2d(PatchConv2d):
 
     @shots.setter
     def shots(self, shots: int | None) -> None:
-        check_options(shots, self.noise, self.seed)
+        self._run_with(shots, self._noise)
+
+    @property
+    def noise(self) -> NoiseModel | None:
+        """Channels after gates and misread bits; None for none. A new model takes effect at once, as `shots` does.
+
+        Raises:
+            ValueError: For no NoiseModel, or what the backend cannot run; the old one stays.
+        """
+        return self._noise
+
+    @noise.setter
+    def noise(self, noise: NoiseModel | None) -> None:
+        self._run_with(self._shots, noise)
+        warn_of_idle_noise(self.circuit, noise)
+
+    def _run_with(self, shots: int | None, noise: NoiseModel | None) -> None:
+        shots = as_int(shots)
+        check_options(shots, noise, self.seed)
         found: tuple[Backend, str] = self._asked, self._asked.name
         if isinstance(self._asked, AutoBackend):
-            found = self._asked.forced(self._plain, shots, self.noise) or (self._asked, "")
-        compiled = self._compiled_on(found[0], shots)
-        self._shots, (self._backend, self._reason) = shots, found
+            found = self._asked.forced(self._plain, shots, noise) or (self._asked, "")
+        compiled = self._compiled_on(found[0], shots, noise)
+        self._shots, self._noise, (self._backend, self._reason) = shots, noise, found
         self._compiled: Compiled | None = compiled
         self._last_call: Call | None = None
         self._ways: dict[tuple[object, ...], tuple[Call, Compiled]] = {}
 
-    def _compiled_on(self, backend: Backend, shots: int | None) -> Compiled:
-        return compile_differentiable(backend, self._plain, shots=shots, noise=self.noise, seed=self.seed)
+    def _compiled_on(self, backend: Backend, shots: int | None, noise: NoiseModel | None) -> Compiled:
+        return compile_differentiable(backend, self._plain, shots=shots, noise=noise, seed=self.seed)
 
     def _compile(self) -> Compiled:
         if self._compiled is None:
-            self._compiled = self._compiled_on(self._backend, self.shots)
+            self._compiled = self._compiled_on(self._backend, self._shots, self._noise)
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
@@ -418,10 +464,7 @@ class QuantumConv2d(PatchConv2d):
         filters = len(self.weight) // self._runs
         compiled = self._compile()
         sizes = circuit_sizes(compiled, self._plain)
-        method, taken = METHODS[0], partial(executions, self._plain)
-        if isinstance(compiled, FromEvaluations):
-            method, taken = compiled.method, partial(compiled.executions)
-        steps = [len(sizes) * taken(patches, filters, inputs=inputs) for inputs in (False, True)]
+        steps = [step_circuits(compiled, self._plain, patches, filters, inputs=inputs) for inputs in (False, True)]
         return Cost(
             patches=patches,
             filters=filters,
@@ -434,7 +477,7 @@ class QuantumConv2d(PatchConv2d):
             depth=max(size.depth for size in sizes),
             weight_step=steps[0],
             step=steps[1],
-            method=method,
+            method=gradient_method(compiled),
             devices=tuple(devices),
         )
 
@@ -443,7 +486,11 @@ class QuantumConv2d(PatchConv2d):
         shots = f", shots={self.shots}" if self.shots else ""
         shots += "" if self.channels == "joint" else f", channels={self.channels!r}"
         shots += "" if self.readout.kind == "values" else f", readout={self.readout.kind!r}"
+        # A device that was given, which most backends have none of.
+        device = getattr(self._backend, "device", None)
+        named = device if isinstance(device, str) else getattr(device, "name", type(device).__name__)
+        on = "" if device is None else f" on {named}"
         return (
             f"{super().extra_repr()}, wires={self.circuit.n_wires}, filters={len(self.weight)}, "
-            f"weights={self.circuit.n_weights}, backend={self._backend.name}{shots}"
+            f"weights={self.circuit.n_weights}, backend={self._backend.name}{on}{shots}"
         )

@@ -1,65 +1,23 @@
-"""What `qconv simulate` is given: circuits, numbers, noise and backends as they are typed."""
+"""What `qconv simulate` is given: numbers, noise and backends as they are typed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import pi
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from circuits.ansatze.library import ANSATZE
 from circuits.circuit import Circuit
-from circuits.interop import from_qasm3
-from circuits.kernels import kernel
-from circuits.naming import unknown
+from circuits.interop.qasm3 import DEFINITIONS, STANDARD
 from circuits.noise import Channel, ChannelName, NoiseModel, ReadoutError
-from circuits.readouts import find_readout
 from qconv.backends.loading import load_backend
 from qconv.backends.protocol import Backend
+from qconv.kernel_argument import read_options
 
 Real = NDArray[np.float64]
-
-_SUFFIXES = (".qasm", ".qasm3")
-
-
-def read_circuit(
-    source: str,
-    wires: int | None = None,
-    depth: int | None = None,
-    encoding: str | None = None,
-    seed: int | None = None,
-) -> Circuit:
-    """A circuit from an OpenQASM 3 file, or a kernel by name.
-
-    Args:
-        source: A path, or a name that `qconv kernels` lists.
-        wires: Of a named kernel; 4 by default.
-        depth: Of a named kernel; 2 by default.
-        encoding: Of a named kernel; "angle" by default.
-        seed: Draws the structure of a random kernel.
-
-    Raises:
-        ValueError: For what is neither, a file that is no OpenQASM 3 program, or sizes given for a file.
-    """
-    path = Path(source)
-    if not (path.exists() or path.suffix.lower() in _SUFFIXES):
-        if source not in ANSATZE:
-            raise unknown("file or kernel", source, ANSATZE)
-        return kernel(source, wires or 4, 2 if depth is None else depth, encoding or "angle", seed=seed or 0)
-    if (wires, depth, encoding) != (None, None, None):
-        raise ValueError(f"{path} is a file, which has its own wires, gates and encoding: leave those options out")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text: give an OpenQASM 3 program") from None
-    try:
-        return from_qasm3(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not read: {error}") from error
 
 
 def read_numbers(text: str | None, columns: int, what: str, option: str) -> Real:
@@ -93,9 +51,10 @@ def read_numbers(text: str | None, columns: int, what: str, option: str) -> Real
     else:
         rows = _table([(option, text)] if text.strip() else [], what)
     if rows.shape[1] != columns or len(rows) == 0:
+        named = " (of a file's parameters, those called x, input or feature, as x_0, are features, others weights)"
         raise ValueError(
             f"{what} needed in a row: {columns}, given by {option}: {len(rows)} row{'s' * (len(rows) != 1)} of "
-            f"{rows.shape[1]}"
+            f"{rows.shape[1]}{named if columns == 0 and what == 'inputs' else ''}"
         )
     if not np.isfinite(rows).all():
         row = int(np.argwhere(~np.isfinite(rows))[0, 0])
@@ -151,19 +110,21 @@ def read_noise(channels: Sequence[str], readout: str | None) -> NoiseModel | Non
     """A noise model as typed.
 
     Args:
-        channels: "GATE:CHANNEL:PROBABILITY" each, such as "CNOT:depolarizing:0.01"; gate "*" for every gate.
+        channels: "GATE:CHANNEL:PROBABILITY" each, such as "CNOT:depolarizing:0.01"; gate "*" for every gate, and names
+            of OpenQASM 3 too, such as "cx".
         readout: "P(1|0),P(0|1)" of every wire; None for no error of the readout.
 
     Raises:
         ValueError: For texts of another form, and what circuits.NoiseModel refuses.
     """
     after = []
+    names = {text: gate for gate, text in STANDARD.items()} | {gate.lower(): gate for gate in DEFINITIONS}
     for text in channels:
         parts = text.split(":")
         if len(parts) != 3:
             raise ValueError(f"--noise {text!r} is not GATE:CHANNEL:PROBABILITY, such as CNOT:depolarizing:0.01")
         (probability,) = _table([("--noise", parts[2])], "probabilities").ravel()[:1]
-        after.append((parts[0], Channel(cast(ChannelName, parts[1]), float(probability))))
+        after.append((names.get(parts[0], parts[0]), Channel(cast(ChannelName, parts[1]), float(probability))))
     errors = None
     if readout is not None:
         found = _table([("--readout-error", readout)], "probabilities").ravel()
@@ -174,27 +135,9 @@ def read_noise(channels: Sequence[str], readout: str | None) -> NoiseModel | Non
 
 
 def read_backend(name: str, options: Sequence[str]) -> Backend:
-    """A backend by name with options "KEY=VALUE" of load_backend; values are numbers, true, false, or text.
+    """A backend by name with options of load_backend, see `read_options`.
 
     Raises:
         ValueError: For texts of another form, and what load_backend refuses.
     """
-    found: dict[str, Any] = {}
-    for text in options:
-        key, separator, value = text.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--option {text!r} is not KEY=VALUE, such as method=matrix_product_state")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return load_backend(name, **found)
-
-
-def with_observables(circuit: Circuit, observables: str | None) -> Circuit:
-    """A circuit with other observables: Pauli strings separated by commas, or a readout's name; None for its own."""
-    if observables is None:
-        return circuit
-    names = [name.strip() for name in observables.split(",")]
-    readout = find_readout(names[0] if len(names) == 1 else names, circuit.n_wires)
-    return circuit.with_observables(readout.observables)
+    return load_backend(name, **read_options(options, "method=matrix_product_state"))

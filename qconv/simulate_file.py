@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends.jobs import JobFailed
+from qconv.backends.jobs import JobFailed, ranges
+from qconv.backends.matrix_products import Truncation, truncation_of
 from qconv.backends.protocol import Backend, check_options, measurement_settings
-from qconv.simulation import simulate
+from qconv.simulation import evaluate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ class Counted:
         basis: The Pauli that each wire was measured in, wire 0 first.
         observables: What is read off them.
         rows: For each row of inputs how often each bitstring was found, the most frequent first; wire 0 is the first
-            bit.
+            bit. Empty for rows that a failed job left out.
     """
 
     basis: str
@@ -58,9 +59,11 @@ class Outcome:
         observables: Pauli strings.
         inputs: (P, n_inputs).
         weights: (n_weights,).
-        values: Expectation values (P, n_obs).
+        values: Expectation values (P, n_obs); NaN where a job failed.
         errors: Their standard errors, estimated from the shots; None for exact values, and for a single shot.
         counts: By measurement setting; None for exact values and where there are too many wires to count.
+        failure: What failed and which rows it left out, in a sentence; empty if nothing did.
+        truncation: What a backend that truncates lost, the worst row's; None for others.
     """
 
     circuit: str
@@ -74,6 +77,8 @@ class Outcome:
     values: Real
     errors: Real | None
     counts: tuple[Counted, ...] | None
+    failure: str = ""
+    truncation: Truncation | None = None
 
     def record(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -86,15 +91,24 @@ class Outcome:
             "observables": list(self.observables),
             "inputs": self.inputs.tolist(),
             "weights": self.weights.tolist(),
-            "values": self.values.tolist(),
-            "standard_errors": None if self.errors is None else self.errors.tolist(),
+            "values": _plain(self.values),
+            "standard_errors": None if self.errors is None else _plain(self.errors),
             "counts": None
             if self.counts is None
             else [
                 {"basis": setting.basis, "observables": list(setting.observables), "rows": list(setting.rows)}
                 for setting in self.counts
             ],
+            "failure": self.failure or None,
+            "truncation": None
+            if self.truncation is None
+            else asdict(self.truncation) | {"value_error": self.truncation.value_error},
         }
+
+
+def _plain(rows: Real) -> list[list[float | None]]:
+    """Numbers as JSON takes them, which has no NaN."""
+    return [[None if np.isnan(number) else float(number) for number in row] for row in rows]
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -114,6 +128,7 @@ def run_circuit(
     """Run a circuit on rows of inputs.
 
     Under shots every measurement setting is run once, and expectation values and bitstrings are of the same shots.
+    After a job that failed no other is run, and what finished is in the outcome.
 
     Args:
         circuit: With at least one observable.
@@ -126,17 +141,23 @@ def run_circuit(
         seed: Makes shots repeatable.
 
     Raises:
-        ValueError: As qconv.simulate, and for a job that failed.
+        ValueError: As qconv.simulate, and for a job that failed where no row has finished.
     """
     check_options(shots, noise, seed)
     x, w = torch.from_numpy(inputs), torch.from_numpy(weights)
+    failures: list[JobFailed] = []
+    truncations: list[Truncation | None] = []
 
     def values_of(observables: tuple[str, ...], own_seed: int | None) -> Real:
+        if failures:
+            return np.full((len(inputs), len(observables)), np.nan)
         run = circuit.with_observables(observables)
         try:
-            found = simulate(run, x, w, backend=backend, shots=shots, noise=noise, seed=own_seed)
+            found, compiled = evaluate(run, x, w, backend, shots=shots, noise=noise, seed=own_seed)
+            truncations.append(truncation_of(compiled))
         except JobFailed as failure:
-            raise ValueError(f"a job on backend {backend.name!r} did not finish: {failure.reason}") from failure
+            failures.append(failure)
+            return np.where(failure.missing, np.nan, failure.values[:, 0])
         return np.asarray(found.detach().numpy())
 
     counts: list[Counted] | None = None
@@ -158,11 +179,21 @@ def run_circuit(
                 values = values_of(circuit.observables, seed)
                 break
             counts.append(Counted(basis, tuple(read), rows))
+    failure = ""
+    if failures:
+        failure = f"a job on backend {backend.name!r} did not finish: {failures[0].reason}"
+        left_out = np.isnan(values).any(axis=1)
+        if np.isnan(values).all():
+            raise ValueError(failure) from failures[0]
+        failure += f"; rows {ranges(np.flatnonzero(left_out) + 1)} of {len(values)} have no values, or not all"
     errors = None
     if shots is not None and shots > 1:
         errors = np.sqrt(np.clip(1 - values**2, 0, None) / (shots - 1))
     sizes = name, circuit.n_wires, backend.name, shots, seed, circuit.observables
-    return Outcome(*sizes, inputs, weights, values, errors, None if counts is None else tuple(counts))
+    truncation = Truncation.worst(truncations)
+    return Outcome(
+        *sizes, inputs, weights, values, errors, None if counts is None else tuple(counts), failure, truncation
+    )
 
 
 def _products(basis: str) -> tuple[str, ...]:
@@ -184,8 +215,11 @@ def _bitstrings(means: Real, shots: int) -> tuple[dict[str, int], ...] | None:
         shots: How many.
 
     Returns:
-        By row; None where the products were not read off the same shots, which gives no whole numbers.
+        By row, empty for those of NaN; None where the products were not read off the same shots, which gives no whole
+        numbers.
     """
+    there = np.asarray(np.isfinite(means).all(axis=1))
+    means = np.where(there[:, None], means, 0.0)
     transformed = np.concatenate([np.ones((len(means), 1)), means], axis=1)
     n = transformed.shape[1].bit_length() - 1
     grid = transformed.reshape(-1, *(2,) * n)
@@ -193,6 +227,7 @@ def _bitstrings(means: Real, shots: int) -> tuple[dict[str, int], ...] | None:
         grid = np.concatenate([grid.sum(axis, keepdims=True), -np.diff(grid, axis=axis)], axis=axis)
     found = grid.reshape(len(means), -1) * shots / 2**n
     whole = np.rint(found)
+    found[~there], whole[~there] = 0, 0
     if not np.abs(found - whole).max() < max(_WHOLE, 1e-12 * shots) or whole.min() < 0:
         return None
     result = []
@@ -211,7 +246,16 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
     Args:
         outcome: What to print.
         as_json: JSON with everything, instead of tables with what is most frequent.
+
+    Raises:
+        ValueError: After printing what there is, if a job failed.
     """
+    _print(outcome, as_json)
+    if outcome.failure:
+        raise ValueError(outcome.failure)
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome.record(), indent=1))
         return
@@ -219,6 +263,9 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
 
     console = Console()
     how = "exact" if outcome.shots is None else f"{outcome.shots:,} shots a measurement setting"
+    if outcome.truncation is not None and outcome.truncation.discarded > 0:
+        cut = f"truncated: {outcome.truncation}"
+        how = cut if outcome.shots is None else f"{how}, {cut}"
     settings = f"{outcome.circuit}: {outcome.wires} wire{'s' * (outcome.wires != 1)}, backend {outcome.backend}, {how}"
     settings += "; wire 0 is the first letter and bit" if outcome.wires > 1 else ""
     console.print(settings, soft_wrap=True, highlight=False)
@@ -241,6 +288,8 @@ def _show_one(outcome: Outcome, console: Console) -> None:
     for setting in outcome.counts or ():
         found = setting.rows[0]
         total = sum(found.values())
+        if not found:
+            continue
         table = Table("bits", "count", "share", title=f"bits in {setting.basis}")
         for bits, count in list(found.items())[:_SHOWN]:
             table.add_row(bits, f"{count:,}", f"{count / total:.4f}")
@@ -259,8 +308,11 @@ def _show_many(outcome: Outcome, console: Console) -> None:
     for row in range(len(outcome.inputs)):
         cells = []
         for k in range(len(outcome.observables)):
-            error = "" if outcome.errors is None else f" ± {outcome.errors[row, k]:.4f}"
-            cells.append(f"{outcome.values[row, k]:+.4f}{error}")
+            value, error = f"{outcome.values[row, k]:+.4f}", ""
+            if outcome.errors is not None:
+                error = f" ± {outcome.errors[row, k]:.4f}"
+            missing = outcome.failure and np.isnan(outcome.values[row, k])
+            cells.append("missing" if missing else value + error)
         for setting in settings:
             found = list(setting.rows[row].items())
             more = len(found) - _SHOWN_OF_MANY

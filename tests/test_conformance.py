@@ -1,6 +1,7 @@
 """The suite of backends: right ones pass, faults are found, refusals are told, and the page says what it finds."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from qconv.testing import CHECKS, Conformance, Finding, backend_conformance
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are run from the root, and are not installed
 
+from benchmarks import backends  # noqa: E402
 from benchmarks.backends import LISTED, PAGE, conformance, notes, present, row  # noqa: E402
 
 
@@ -66,10 +68,35 @@ def test_every_backend_conforms_and_the_page_says_what_it_does(name):
         pytest.skip(f"{LISTED[name].needs} is not installed")
     found = conformance(name)
     found.raise_for_faults()
-    if row(name, None) in page:
-        return  # made where it was not installed
     assert row(name, found) in page
     assert notes(name, found) in page
+
+
+def test_a_sampler_that_repeats_its_shots_is_found():
+    primitives = pytest.importorskip("qiskit.primitives")
+
+    def check(seed):
+        sampler = primitives.StatevectorSampler(seed=seed)
+        return backend_conformance(sampler, seed=None, checks=["joint shots"]).status("joint shots")
+
+    assert check(np.random.default_rng(0)) == "passed"
+    # With a number it draws the same in every circuit, so it is refused, or found.
+    with suppress(ValueError):
+        assert check(0) == "failed"
+
+
+def test_costs_stay_on_the_page_until_they_are_measured_anew(monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    passed = tuple(Finding(check, "all", 0.0, 1.0) for check in CHECKS)
+    monkeypatch.setattr(backends, "conformance", lambda name: Conformance(name, passed))
+    monkeypatch.setattr(backends, "costs", lambda rounds: f"{backends.COSTS}\n\n{rounds} rounds\n")
+    for typed, said in (([], "Not measured yet"), (["--timings", "--rounds", "3"], "3 rounds"), ([], "3 rounds")):
+        monkeypatch.setattr(sys, "argv", ["backends", "--out", str(page), *typed])
+        backends.main()
+        text = page.read_text()
+        assert text.count(backends.COSTS) == 1
+        assert said in text.partition(backends.COSTS)[2]
+    assert backends.COSTS in PAGE.read_text()
 
 
 def test_the_page_has_all_backends_and_readers_are_led_to_it():
@@ -131,7 +158,26 @@ def half_precise(compiled, x, w, shots):
     return compiled(x.float(), w.float()).to(x.dtype)
 
 
+def apart(compiled, x, w, shots):
+    """Each observable from shots of its own."""
+    circuit = compiled.circuit
+    parts = [
+        load_backend("statevector").compile(circuit.with_observables((o,)), shots=shots) for o in circuit.observables
+    ]
+    return torch.cat([part(x, w) for part in parts], dim=-1)
+
+
+def repeated(compiled, x, w, shots):
+    """Patches of a call in jobs of two, each of which draws from one seed."""
+    if shots is None:
+        return compiled(x, w)
+    parts = [load_backend("statevector").compile(compiled.circuit, shots=shots, seed=5)(two, w) for two in x.split(2)]
+    return torch.cat(parts) if parts else compiled(x, w)
+
+
 FAULTS = {
+    "observables measured apart": (Faulty(apart), "joint shots", "are measured apart"),
+    "every job the same shots": (Faulty(repeated), "joint shots", "repeat the shots of others"),
     "observables in reverse": (Faulty(lambda f, x, w, s: f(x, w).flip(-1)), "values", "off by"),
     "filters in reverse": (Faulty(lambda f, x, w, s: f(x, w).flip(1)), "values", "off by"),
     "single precision": (Faulty(half_precise), "values", "off by"),

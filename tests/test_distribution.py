@@ -5,17 +5,21 @@ import importlib
 import pickle
 import sys
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed
 
-from circuits import Channel, NoiseModel, kernel
+from circuits import Channel, NoiseModel, ReadoutError, kernel
 from qconv import QuantumConv2d, Unsupported, load_backend, simulate
-from qconv.backends.jobs import JobFailed
+from qconv.backends.jobs import GradientFailed, JobFailed
+from qconv.backends.matrix_products import Truncation, truncation_of
 from qconv.distribution import distribute
+from qconv.mitigation import ReadoutInversion, ZeroNoise
 from qconv.testing import backend_conformance, check_layer
 
 CIRCUIT = kernel("strongly_entangling", 3, 1, readout=["ZII", "XIY"])
@@ -133,13 +137,13 @@ def test_no_patches(threads):
 
 
 class Falling(ThreadPoolExecutor):
-    """Loses the second call that it is given."""
+    """Loses some of the calls that it is given, by their numbers."""
 
-    calls = 0
+    calls, loses = 0, (2,)
 
     def submit(self, *call, **options):
         self.calls += 1
-        if self.calls != 2:
+        if self.calls not in self.loses:
             return super().submit(*call, **options)
         lost = Future()
         lost.set_exception(RuntimeError("worker died"))
@@ -161,12 +165,90 @@ def test_values_of_chunks_that_finished_are_kept():
     assert abs(kept.values - right)[~kept.missing].max() < 1e-12
 
 
-def test_a_backward_pass_that_fails_says_why():
-    x, w = draw(CIRCUIT, 2)
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_gradients_of_chunks_that_finished_are_kept(wanted):
+    x, w = draw(CIRCUIT)
+
+    def loss(rows, **options):
+        given = [t.clone().requires_grad_(want) for t, want in zip((rows, w), wanted, strict=True)]
+        return given, simulate(CIRCUIT, *given, **options).square().sum()
+
     with Falling(1) as executor:
-        values = simulate(CIRCUIT, x, w.requires_grad_(), backend=distribute("statevector", executor))
-        with pytest.raises(RuntimeError, match="worker died"):
+        executor.loses = 5, 6  # of the three of the backward pass
+        _, value = loss(x, backend=distribute("statevector", executor, 3))
+        with pytest.raises(GradientFailed, match=r"patches 3 to 6 of 7 have no gradients.*worker died") as failed:
+            value.backward()
+    kept = failed.value
+    (rows, weights), value = loss(x[:3], backend="statevector")
+    value.backward()
+    assert kept.missing[:, 0].tolist() == [False] * 3 + [True] * 4
+    assert kept.values.shape == (7, 1, CIRCUIT.n_inputs if wanted[0] else 0)
+    if wanted[0]:
+        assert abs(kept.values[:3, 0] - rows.grad.numpy()).max() < 1e-12
+        assert np.isnan(kept.values[3:]).all()
+    if wanted[1]:
+        assert abs(kept.weights - weights.grad.numpy()).max() < 1e-12
+    assert (kept.weights is not None) == wanted[1]
+    assert str(pickle.loads(pickle.dumps(kept))) == str(kept)
+    assert np.array_equal(pickle.loads(pickle.dumps(kept)).values, kept.values, equal_nan=True)
+
+
+@pytest.mark.parametrize("way", ["processes", "threads", "zero noise", "inverted"])
+def test_truncation_errors_come_through(threads, way):
+    truncating = load_backend("tensor_network", max_bond=1)
+    x, w = draw(CIRCUIT)
+    right = truncating.compile(CIRCUIT)
+    right(x, w)
+    assert right.truncation_error.value_error > 0.1
+    if way in ("processes", "threads"):
+        other = ProcessPoolExecutor(1, mp_context=get_context("spawn")) if way == "processes" else nullcontext(threads)
+        with other as pool:
+            compiled = distribute(truncating, pool, 3).compile(CIRCUIT)
+            assert compiled.truncation_error is None
+            values = compiled(x, w.requires_grad_())
+            assert compiled.truncation_error == right.truncation_error
+            # Shifted circuits are evaluations too.
+            compiled.truncation_error = None
             values.sum().backward()
+            assert compiled.truncation_error.angle > 0
+            assert distribute("statevector", pool, 3).compile(CIRCUIT).truncation_error is None
+    elif way == "inverted":
+        compiled = ReadoutInversion(truncating, ReadoutError(0.1, 0.1)).compile(CIRCUIT)
+        compiled(x, w)
+        assert truncation_of(compiled) == right.truncation_error
+    else:
+        # Folded circuits are cut more often.
+        compiled = ZeroNoise(truncating, (1, 3)).compile(CIRCUIT)
+        compiled(x, w)
+        assert truncation_of(compiled).angle > right.truncation_error.angle
+        layer = QuantumConv2d(1, 2, (1, 3), kernel=CIRCUIT, backend=ZeroNoise(truncating, (1, 3)))
+        layer(torch.rand(1, 1, 3, 3))
+        assert layer.truncation_error.max_bond == 1
+
+
+def test_backends_that_cut_nothing_have_no_truncation_error(threads):
+    compiled = distribute("statevector", threads, 3).compile(CIRCUIT)
+    compiled(*draw(CIRCUIT))
+    assert compiled.truncation_error is None
+    exact = distribute("tensor_network", threads, 3).compile(CIRCUIT)
+    exact(*draw(CIRCUIT))
+    assert exact.truncation_error == Truncation()
+
+
+def test_draws_without_a_seed_follow_torchs(threads):
+    x, w = draw(CIRCUIT)
+    found = []
+    for seed in (1, 1, 2):
+        compiled = distribute("statevector", threads, 3).compile(CIRCUIT, shots=30)
+        torch.manual_seed(seed)
+        found.append(compiled(x, w))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    # Exact values draw nothing.
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    distribute("statevector", threads, 3).compile(CIRCUIT)(x, w)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_copies_share_the_executor_and_files_do_without(threads):

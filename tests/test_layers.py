@@ -365,7 +365,7 @@ NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.1)),))
         (lambda: QuantumConv2d(1, 4, 2, channels="joined"), "did you mean 'joint'"),
         (lambda: QuantumConv2d(1, 4, 2, backend="qiskitt"), "did you mean 'qiskit'"),
         (lambda: QuantumConv2d(1, 4, 2, backend="fourier", shots=0), "shots is 0"),
-        (lambda: QuantumConv2d(1, 11, (1, 11), backend="statevector", noise=NOISE), "2^24 bytes a patch"),
+        (lambda: QuantumConv2d(1, 11, (1, 11), backend="statevector", noise=NOISE), "16,777,216 bytes a patch"),
         (lambda: QuantumConv2d(1, 4, 2, dtype=torch.float16), "dtype is torch.float16"),
         (lambda: QuantumConv2d(1, 4, 5), "25 wires"),
         (

@@ -375,7 +375,7 @@ WEIGHTED = Circuit(1, (Gate("Amplitude", (0,), (Angle("input", 0), W0)),), ("Z",
     ("make", "says"),
     [
         (lambda: load_backend("fourier").compile(WIDE, shots=10), "8,192: use fewer observables, or backend 'state"),
-        (lambda: load_backend("statevector").compile(kernel("product", 24), shots=10), "2^27 bytes a patch"),
+        (lambda: load_backend("statevector").compile(kernel("product", 24), shots=10), "134,217,728 bytes a patch"),
         (lambda: load_backend("statevector").compile(WEIGHTED, shots=10), "no weights among the amplitudes"),
         (lambda: load_backend("fourier", gradient="adjoint"), "unknown gradient 'adjoint'"),
         (lambda: load_backend("statevector", gradient="Exact"), "did you mean 'exact'"),

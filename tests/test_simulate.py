@@ -13,7 +13,7 @@ from qconv import load_backend, simulate
 from qconv.backends.jobs import JobFailed
 from qconv.cli import main
 from qconv.simulate_arguments import read_backend, read_noise
-from qconv.simulate_file import run_circuit
+from qconv.simulate_file import run_circuit, show
 
 # Wires that differ, in two bases; the second wire is read by no observable.
 CIRCUIT = Circuit(
@@ -238,6 +238,61 @@ def test_a_job_that_fails_is_one_sentence():
         run_circuit(CIRCUIT, X, W, backend=Failing())
 
 
+class Partly:
+    """State vectors whose jobs lose some rows; after one of them nothing else may be asked."""
+
+    name = "partly"
+
+    def compile(self, circuit, *, shots=None, noise=None, seed=None):
+        compiled = load_backend("statevector").compile(circuit, shots=shots, seed=seed)
+
+        class Compiled:
+            differentiable = True
+
+            def __call__(own, x, w):
+                missing = np.zeros((len(x), 1), dtype=bool)
+                missing[1:3] = True
+                values = np.where(missing[..., None], np.nan, compiled(x, w).numpy())
+                self.compile = None
+                raise JobFailed("worker died", values, missing)
+
+        return Compiled()
+
+
+@pytest.mark.parametrize("shots", [None, 50])
+def test_rows_that_finished_are_shown(tmp_path, capsys, monkeypatch, shots):
+    monkeypatch.setenv("COLUMNS", "200")
+    x = np.array([[0.3, 1.0], [0.1, 0.2], [0.5, 0.5], [1.0, 1.0]])
+    found = run_circuit(CIRCUIT, x, W, backend=Partly(), shots=shots, seed=2)
+    exact = values_of(CIRCUIT, x, W, backend="statevector")
+    there = [0, 3]
+    says = "a job on backend 'partly' did not finish: worker died; rows 2 to 3 of 4 have no values, or not all"
+    if shots is None:
+        np.testing.assert_allclose(found.values[there], exact[there], atol=1e-12)
+        assert np.isnan(found.values[1:3]).all()
+        assert found.counts is None
+    else:
+        # The second setting was not run.
+        says = says.replace("2 to 3", "1 to 4")
+        assert np.isfinite(found.values[there, :2]).all()
+        assert np.isnan(found.values[:, 2]).all()
+        assert [sum(row.values()) for row in found.counts[0].rows] == [50, 0, 0, 50]
+        assert [len(row) for row in found.counts[1].rows] == [0] * 4
+    for as_json in (False, True):
+        with pytest.raises(ValueError, match="worker died") as failed:
+            show(found, as_json=as_json)
+        assert str(failed.value) == found.failure == says
+        said = capsys.readouterr().out
+        if as_json:
+            record = json.loads(said)
+            assert record["failure"] == says
+            assert record["values"][1] == [None] * 3
+            assert record["values"][3][0] == found.values[3, 0]
+        else:
+            assert f"{found.values[3, 0]:+.4f}" in said
+            assert said.count("missing") == (6 if shots is None else 8)
+
+
 GIVEN = ("--input", "0.3,1.0", "--weights", "0.7")
 
 
@@ -245,7 +300,7 @@ GIVEN = ("--input", "0.3,1.0", "--weights", "0.7")
     ("args", "says"),
     [
         (["heisenbrg"], "unknown file or kernel 'heisenbrg': did you mean 'heisenberg'"),
-        (["missing.qasm"], "No such file or directory: 'missing.qasm'"),
+        (["missing.qasm"], "'missing.qasm' cannot be read: No such file"),
         (["FILE", "--wires", "3"], "is a file, which has its own wires"),
         (["binary.qasm"], "binary.qasm is no text"),
         (["old.qasm"], "old.qasm is not read: OpenQASM line 1"),
@@ -293,3 +348,18 @@ def test_bad_input_is_one_clear_sentence(program, tmp_path, capsys, monkeypatch,
     assert (code, said) == (2, "")
     assert says in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_the_root_of_a_named_kernel_is_an_observable(capsys):
+    given = ("--input", "0.1,0.2,0.3,0.4", "--weights", "random", "--seed", 3, "--json")
+    code, said, _ = call(capsys, "ttn", *given, "--observables", "root")
+    assert code == 0
+    assert said == call(capsys, "ttn", *given, "--observables", "IIIZ")[1]
+
+
+def test_what_is_no_tensor_is_said():
+    x, w = torch.from_numpy(X), torch.from_numpy(W)
+    with pytest.raises(ValueError, match="inputs are a ndarray: give a torch"):
+        simulate(CIRCUIT, X, w)
+    with pytest.raises(ValueError, match="weights are a list: give a torch"):
+        simulate(CIRCUIT, x, [0.7])

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from strategies import circuits
 
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
-from qconv import QuantumConv2d, load_backend, simulate
+from qconv import QuantumConv2d, Unsupported, load_backend, simulate
 from qconv.backends import chains, tensor_network
+from qconv.backends.matrix_products import Chain
 from qconv.backends.networks import contractions, distinct, largest, light_cone, merge
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -226,6 +227,38 @@ def test_shots_stay_within_the_binomial_bound():
     one, two = first(x, w), first(x, w)
     assert torch.equal(one, again(x, w))
     assert not torch.equal(one, two)
+
+
+def test_shots_are_drawn_in_chunks_that_fit_the_bonds(monkeypatch):
+    circuit = kernel("basic_entangler", 30, 1, readout=["Z" * 30, "XX" + "I" * 28])
+    x, w = draw(circuit, patches=16, filters=1)
+    drawn, sample = [], Chain.sample
+
+    def watched(self, basis, shots, generator):
+        drawn.append((len(self.sites[0]), shots, self.bond))
+        return sample(self, basis, shots, generator)
+
+    monkeypatch.setattr(Chain, "sample", watched)
+    compiled = load_backend("tensor_network").compile(circuit, shots=100, seed=0)
+    compiled(x, w)
+    # One chunk for both settings each: bonds of a ring of CNOTs are at most 4, not 2^15.
+    assert [size[:2] for size in drawn] == [(16, 100)] * 2
+    assert max(bond for *_, bond in drawn) <= 4
+    monkeypatch.setattr(chains, "CHUNK_NUMBERS", 2**12)
+    drawn.clear()
+    values = compiled(x, w)
+    assert len(drawn) > 32
+    assert all(rows * (shots * (30 + 4 * bond)) <= 2**12 for rows, shots, bond in drawn)
+    assert sum(rows * shots for rows, shots, _ in drawn) == 2 * 16 * 100
+    ups = (values + 1) / 2 * 100
+    torch.testing.assert_close(ups, ups.round(), atol=1e-6, rtol=0)
+    # However many shots are asked, no more are held; a memory that does not hold one is refused.
+    load_backend("tensor_network").compile(circuit, shots=10**12)
+    needed = 16 * compiled._numbers
+    monkeypatch.setattr(chains, "machine_memory", lambda: needed)
+    load_backend("tensor_network", method="mps").compile(circuit)
+    with pytest.raises(Unsupported, match=f"but this machine has {needed:,}"):
+        load_backend("tensor_network").compile(circuit, shots=1)
 
 
 def test_shots_of_one_state_are_correlated():

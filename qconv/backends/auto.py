@@ -12,11 +12,12 @@ from torch import Tensor
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
 from qconv.backends.angles import features_of
-from qconv.backends.costs import Call, Priced, seconds
+from qconv.backends.costs import Call, Priced, multiplications, seconds
+from qconv.backends.density import MAX_WIRES as MAX_NOISY_WIRES
 from qconv.backends.fourier import MAX_WIRES, TRAIN_FROM, FourierCompiled
 from qconv.backends.protocol import Backend, Compiled, Unsupported, check_options
 from qconv.backends.quadratic import QuadraticCompiled
-from qconv.backends.statevector import StatevectorBackend
+from qconv.backends.statevector import StatevectorBackend, simulation_counts
 from qconv.backends.tensor_train import TrainCompiled
 
 # What predictions are made for before anything was computed.
@@ -24,6 +25,11 @@ TYPICAL = Call(patches=8192)
 # What is contracted without being asked for: few gates, and few multiplications a patch.
 NETWORK_GATES = 1000
 NETWORK_MULTIPLICATIONS = 2**24
+# Circuits with shots, without noise and with: seconds that each takes at least, and multiplications a second. Fitted on
+# one core and rounded, for the patches of an image of 28 x 28 pixels at stride 2.
+_PATCHES = 196
+_DRAWN_HERE = ((3e-5, 4e9), (5e-5, 1.8e9))
+_ON_AER = ((3e-4, 5e9), (1e-3, 3e9))
 
 
 @lru_cache(maxsize=64)
@@ -67,6 +73,27 @@ def _network(circuit: Circuit) -> Priced | None:
     except Unsupported:
         return None
     return found if found.counts(1, 1)["mac:fp32*fp32"] <= NETWORK_MULTIPLICATIONS else None
+
+
+def _sampling(circuit: Circuit, shots: int, noise: NoiseModel | None) -> tuple[Backend, str]:
+    """The backend that is predicted to be the fastest with shots, and why."""
+    noisy = noise is not None
+    try:
+        here = StatevectorBackend().compile(circuit, shots=shots, noise=noise).counts(_PATCHES, 1)
+    except Unsupported as refusal:
+        why = f"since {refusal}"
+    else:
+        fixed, rate = _DRAWN_HERE[noisy]
+        own = fixed + multiplications(here) / _PATCHES / rate
+        fixed, rate = _ON_AER[noisy]
+        aer = fixed + multiplications(simulation_counts(circuit, 1, noisy)) / rate
+        times = f"predicted {1e3 * own:.3g} ms a circuit, on qiskit's AerSimulator {1e3 * aer:.3g} ms"
+        if own <= aer:
+            return StatevectorBackend(), f"statevector: {shots} shots drawn from exact probabilities; {times}"
+        why = f"statevector: {times}"
+    from qconv.backends.qiskit import QiskitBackend
+
+    return QiskitBackend(), f"qiskit: {shots} shots are counts of AerSimulator; {why}"
 
 
 class AutoCompiled:
@@ -133,15 +160,15 @@ class AutoBackend:
         """The only backend that can run this, and why; None where there are exact ways to choose from."""
         check_options(shots, noise, None)
         if shots is not None:
-            from qconv.backends.qiskit import QiskitBackend
-
-            return QiskitBackend(), f"qiskit: {shots} shots are sampled from counts of AerSimulator"
+            return _sampling(circuit, shots, noise)
         ways, refusal = exact_ways(circuit, noise)
         if ways:
             return None
         if noise is None and refusal is not None:
             hint = "; of the named kernels, 'strongly_entangling' of depth 1 or 2 runs on many wires as a tensor train"
             raise Unsupported(f"{refusal}{'' if features_of(circuit) else hint}")
+        if noise is not None and circuit.n_wires <= MAX_NOISY_WIRES:
+            return StatevectorBackend(), f"statevector: density matrices for noise, since {refusal}"
         from qconv.backends.pennylane import PennylaneBackend
 
         return PennylaneBackend(device="default.mixed"), f"pennylane default.mixed: noise, and {refusal}"

@@ -54,8 +54,10 @@ class ChainCompiled:
         self.truncation_error: Truncation | None = None
         self._blocks = merge(circuit)
         self._settings = Setting.of(circuit.observables)
-        self._numbers, self._multiplied = _costs(circuit, self._blocks, max_bond)
-        needed, available = 16 * self._numbers, machine_memory()
+        self._numbers, self._multiplied, bond = _costs(circuit, self._blocks, max_bond)
+        # Of a shot: its bits, and vectors on the bond that it has reached.
+        self._shot_numbers = 0 if shots is None else circuit.n_wires + 4 * bond
+        needed, available = 16 * (self._numbers + self._shot_numbers), machine_memory()
         if needed > available:
             raise Unsupported(
                 f"a matrix product state of {circuit.n_wires} wires takes up to {needed:,} bytes for this circuit with "
@@ -68,8 +70,7 @@ class ChainCompiled:
         """See Compiled."""
         check_call(self.circuit, inputs, weights)
         finite = inputs.isfinite().all(1)[:, None] & weights.isfinite().all(1)
-        numbers = self._numbers + (0 if self.shots is None else self.shots * self._width())
-        chunk = max(1, CHUNK_NUMBERS // numbers)
+        chunk = max(1, CHUNK_NUMBERS // (self._numbers + self._shot_numbers))
         many = min(len(weights), chunk)
         worst = Truncation(max_bond=1)
         values = inputs.new_empty(len(inputs), len(weights), len(self.circuit.observables))
@@ -111,19 +112,17 @@ class ChainCompiled:
         if self._seed is not None and device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         assert self.shots is not None
-        values = torch.ones(len(chain.sites[0]), len(self.circuit.observables), dtype=torch.float64, device=device)
+        rows = len(chain.sites[0])
+        odd = torch.zeros(rows, len(self.circuit.observables), dtype=torch.float64, device=device)
+        at_a_time = max(1, CHUNK_NUMBERS // (rows * self._shot_numbers))
         for setting in self._settings:
-            bits = chain.sample(setting.basis, self.shots, self._generators.get(device))
-            for member, text in zip(setting.members, setting.observables, strict=True):
-                support = torch.tensor([letter != "I" for letter in text], device=device)
-                odd = bits[..., support].sum(-1) % 2
-                values[:, member] = (1 - 2 * odd.double()).mean(1)
-        return values
-
-    def _width(self) -> int:
-        """Numbers that a shot takes."""
-        n = self.circuit.n_wires
-        return n + 4 * min(self._max_bond or self._numbers, int(2 ** (n // 2)), self._numbers)
+            for start in range(0, self.shots, at_a_time):
+                shots = min(at_a_time, self.shots - start)
+                bits = chain.sample(setting.basis, shots, self._generators.get(device))
+                for member, text in zip(setting.members, setting.observables, strict=True):
+                    support = torch.tensor([letter != "I" for letter in text], device=device)
+                    odd[:, member] += (bits[..., support].sum(-1) % 2).sum(1)
+        return 1 - 2 * odd / self.shots
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: an upper bound, bonds taken as large as the circuit and max_bond allow."""
@@ -132,8 +131,19 @@ class ChainCompiled:
         return total + Counter({"mac:fp32*fp32": 4 * self._multiplied * runs})
 
 
-def _costs(circuit: Circuit, blocks: Sequence[Block], max_bond: int | None) -> tuple[int, int]:
-    """Complex numbers kept for a state at most, and complex multiplications, from bounds on the bonds.
+def chain_counts(circuit: Circuit, runs: int, max_bond: int | None) -> Counter[str]:
+    """Arithmetic of a circuit's exact values on matrix product states, an upper bound.
+
+    Args:
+        circuit: With at least one observable.
+        runs: (patch, filter) pairs.
+        max_bond: Largest bond; None for as large as the circuit can need.
+    """
+    return Counter({"mac:fp32*fp32": 4 * _costs(circuit, merge(circuit), max_bond)[1] * runs})
+
+
+def _costs(circuit: Circuit, blocks: Sequence[Block], max_bond: int | None) -> tuple[int, int, int]:
+    """Complex numbers kept for a state at most, complex multiplications, and the last bond, from bounds on the bonds.
 
     A singular value decomposition of (m, n) with m >= n is taken for 7 m n^2 + 4 n^3 multiplications and a QR
     decomposition for 2 m n^2 (Golub & Van Loan, Matrix Computations, section 8.6 and 5.2, half their flops).
@@ -184,4 +194,4 @@ def _costs(circuit: Circuit, blocks: Sequence[Block], max_bond: int | None) -> t
     read = [2 * 2 * a * b * max(a, b) for a, b in pairwise(bonds)]
     spans = [np.flatnonzero([text[wire] != "I" for wire in order]) for text in circuit.observables]
     multiplied += 2 * sum(read) + sum(sum(read[span[0] : span[-1] + 1]) for span in spans if len(span))
-    return numbers, multiplied
+    return numbers, multiplied, max(bonds)

@@ -13,6 +13,7 @@ compiled loops do not run, and the rates of the plain torch ways are taken for t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -89,6 +90,11 @@ class Priced(Compiled, Protocol):
         ...
 
 
+def multiplications(counts: Counter[str]) -> int:
+    """Of a ledger's operations those that take time."""
+    return sum(amount for key, amount in counts.items() if key.startswith(("mac:", "mul:")))
+
+
 def seconds(compiled: Priced, call: Call) -> float:
     """Predicted time of a call.
 
@@ -99,6 +105,6 @@ def seconds(compiled: Priced, call: Call) -> float:
     work = compiled.work(call)
     rates = WAYS[work.way][call.training]
     counts = compiled.counts(call.patches, call.filters)
-    run = sum(amount for key, amount in counts.items() if key.startswith(("mac:", "mul:")))
+    run = multiplications(counts)
     built = 0 if work.kept and not call.training else work.built
     return rates.latency + built / rates.building + run / rates.running

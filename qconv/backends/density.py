@@ -24,6 +24,7 @@ from circuits.noise import NoiseModel
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.contraction import SINCOS_MULTIPLICATIONS
 from qconv.backends.fourier import Coefficients, constant
+from qconv.backends.memory import power_of_two
 from qconv.backends.pauli_ops import PauliOp, noisy_ops, readout_ops
 from qconv.backends.protocol import Unsupported, check_call, device_counts, measurement_settings
 
@@ -55,7 +56,7 @@ class DensityCompiled:
         if n > MAX_WIRES:
             raise Unsupported(
                 f"backend 'statevector' keeps 4^n numbers a patch for noise and takes up to {MAX_WIRES} wires but the "
-                f"kernel has {n} wires, 2^{2 * n + 2} bytes a patch in float32: use fewer wires"
+                f"kernel has {n} wires, {power_of_two(2 * n + 2)} bytes a patch in float32: use fewer wires"
                 + ("" if n > MAX_WIRES_ELSEWHERE else ", or backend 'qiskit', which takes one patch after another")
                 + ", or backend 'fourier' for a shallow circuit"
             )

@@ -324,7 +324,7 @@ class FourierCompiled:
             raise Unsupported(
                 f"{observables} observables on {wires} wires have {observables} * 4^{wires} coefficients, more than "
                 f"2^{MAX_COEFFICIENTS.bit_length() - 1}: use fewer observables or wires, or "
-                + ("backend 'statevector'" if noise is None else "PennyLane's device 'default.mixed'")
+                + ("backend 'statevector'" if noise is None else "backend 'statevector' (up to 10 wires) or 'qiskit'")
             )
         self.features = WireFeatures(encoders)
         self.coefficients = Coefficients(circuit, self.block, self.features.digits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 from circuits.naming import unknown
@@ -60,6 +61,11 @@ def load_backend(name: str, **options: Any) -> Backend:
     Raises:
         ValueError: For an unknown name, with the nearest valid one, or options the backend does not have.
     """
+    if name not in _LOADERS and "." in name:
+        raise ValueError(
+            f"unknown backend {name!r}: backends are {', '.join(_LOADERS)}; for PennyLane's device of that name give "
+            f"load_backend('pennylane', device={name!r})"
+        )
     if name not in _LOADERS:
         raise unknown("backend", name, _LOADERS)
     try:
@@ -68,20 +74,35 @@ def load_backend(name: str, **options: Any) -> Backend:
         raise ValueError(f"backend {name!r} does not take the options {sorted(options)}: {error}") from error
 
 
-def as_backend(backend: Any) -> Backend:
-    """A backend from what users give: a name, a backend, or a device or sampler of Qiskit's.
+def as_backend(backend: Any, executor: Executor | None = None) -> Backend:
+    """A backend from what users give: a name, a backend, a device of PennyLane's, or a device or sampler of Qiskit's.
+
+    Args:
+        backend: Any of these.
+        executor: Runs the jobs of "qiskit", or of a device or sampler of Qiskit's.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: For anything else, and for an executor given with another backend.
     """
+    # Told by its classes' modules, since importing Qiskit or PennyLane to ask is slow.
+    origins = {kind.__module__.partition(".")[0] for kind in type(backend).__mro__}
+    on_qiskit = backend == "qiskit" if isinstance(backend, str) else bool(origins & {"qiskit", "qiskit_aer"})
+    if executor is not None and not on_qiskit:
+        raise ValueError(
+            f"executor was given with backend {getattr(backend, 'name', backend)!r}: it runs the jobs of "
+            "backend='qiskit' (one made by load_backend takes it there); for chunks of patches on any backend use "
+            "qconv.distribution.distribute(backend, executor)"
+        )
+    jobs = {} if executor is None else {"executor": executor}
     if isinstance(backend, str):
-        return load_backend(backend)
+        return load_backend(backend, **jobs)
     if isinstance(backend, Backend):
         return backend
-    # Told by its classes' modules, since importing Qiskit to ask is slow.
-    if any(kind.__module__.partition(".")[0] in ("qiskit", "qiskit_aer") for kind in type(backend).__mro__):
-        return load_backend("qiskit", device=backend)
+    if on_qiskit:
+        return load_backend("qiskit", device=backend, **jobs)
+    if "pennylane" in origins:
+        return load_backend("pennylane", device=backend)
     raise ValueError(
         f"backend is a {type(backend).__name__}: give one of {', '.join(backend_names())}, an object with `name` and "
-        "`compile` (qconv.Backend), or a BackendV2 or SamplerV2 of Qiskit's"
+        "`compile` (qconv.Backend), a device of PennyLane's, or a BackendV2 or SamplerV2 of Qiskit's"
     )

@@ -10,12 +10,14 @@ Source: Vidal, Efficient classical simulation of slightly entangled quantum comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sin, sqrt
 
 import torch
 from torch import Tensor
+
+from qconv.backends.protocol import Composed
 
 # Amplitudes of a state of norm 1 that are 0: rounding errors of rounding errors, whose squares would underflow inside a
 # decomposition.
@@ -24,7 +26,8 @@ TINY = 1e-32
 
 @dataclass(frozen=True)
 class Truncation:
-    """What was lost by cutting bonds, the worst of all circuits of a call.
+    """What was lost by cutting bonds, the worst of all circuits of a call: of each on its own, before their values
+    are extrapolated or otherwise combined.
 
     Every cut turns the state by an angle arcsin(sqrt(w)), with w the weight that it discards. Such angles are a metric
     on states, which gates do not change, so the whole error is at most their sum.
@@ -49,6 +52,18 @@ class Truncation:
         """An upper bound of the error of any expectation value of a Pauli string: 2 sin(angle)."""
         return 2 * sin(min(self.angle, torch.pi / 2))
 
+    @staticmethod
+    def worst(found: Iterable[Truncation | None]) -> Truncation | None:
+        """Of several evaluations, None for those that cannot lose anything; None if there is no other."""
+        known = [one for one in found if one is not None]
+        if not known:
+            return None
+        return Truncation(
+            max(one.discarded for one in known),
+            max(one.angle for one in known),
+            max((one.max_bond for one in known if one.max_bond is not None), default=None),
+        )
+
     def __str__(self) -> str:
         bond = "" if self.max_bond is None else f", bonds up to {self.max_bond}"
         return (
@@ -60,6 +75,8 @@ class Truncation:
 def truncation_of(compiled: object) -> Truncation | None:
     """What the last evaluation of a compiled circuit lost; None where it cannot lose anything, or did not run yet."""
     found: Truncation | None = getattr(compiled, "truncation_error", None)
+    if found is None and isinstance(compiled, Composed):
+        return Truncation.worst(truncation_of(part) for _, part in compiled.parts)
     return found
 
 

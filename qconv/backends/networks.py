@@ -337,8 +337,10 @@ def plan(leaves: Sequence[Leaf], memory: float, search: bool = True) -> tuple[Pa
     return min(found, key=price)
 
 
-def contractions(circuit: Circuit, blocks: Sequence[Block], memory: float, search: bool) -> list[Contraction]:
-    """One for each observable; see plan."""
+def contractions(
+    circuit: Circuit, blocks: Sequence[Block], memory: float, search: bool, stop: bool = False
+) -> list[Contraction]:
+    """One for each observable; see plan. To stop is to leave out those after the first that does not fit."""
     known: dict[object, int] = {}
 
     def key(of: object) -> int:
@@ -358,6 +360,8 @@ def contractions(circuit: Circuit, blocks: Sequence[Block], memory: float, searc
             present.append(key((left, right, step.out)))
             keyed.append(((left, right, present[-1]), step))
         result.append(Contraction(named, tuple(keyed)))
+        if stop and largest(steps) > memory:
+            break
     return result
 
 

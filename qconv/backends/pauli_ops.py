@@ -148,7 +148,7 @@ def split_encoding(circuit: Circuit, noise: NoiseModel | None) -> tuple[list[lis
             raise Unsupported(
                 f"backend 'fourier' needs a product encoding but gate {position} ({gate.text()}) stands before the "
                 "last feature of its wire and is entangling or trainable (re-uploading): use "
-                + ("'statevector'" if noise is None else "'qiskit', or PennyLane's device 'default.mixed'")
+                + ("'statevector'" if noise is None else "'statevector' (up to 10 wires), or 'qiskit'")
             )
         (encoders[gate.wires[0]] if encodes else block).extend(noisy_ops(gate, noise))
     return encoders, block + readout_ops(circuit, noise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from circuits.interop import apply_in_pennylane, pennylane_observable
 from circuits.naming import unknown
 from circuits.noise import NoiseModel
 from qconv.backends.angles import angles_of, evaluate_angles, features_of, normalized
+from qconv.backends.chains import chain_counts
 from qconv.backends.differentiation import METHODS, Differentiation
 from qconv.backends.memory import machine_memory
 from qconv.backends.pennylane_clifford import apply_clifford, turn_from_z, turn_to_z
@@ -46,6 +48,9 @@ _REFUSALS = (
     qml.exceptions.QuantumFunctionError,
     NotImplementedError,
 )
+
+# Packages that PennyLane does not bring along, and says so only once a device runs.
+_NEEDED = {"default.clifford": "stim", "default.tensor": "quimb"}
 
 CALL_BYTES = 2**28  # states and samples that a call holds at a time
 TAPES_A_CALL = 1024  # of devices that take one row at a time
@@ -121,6 +126,8 @@ class PennylaneCompiled:
         self._method, self._shots, self._mixed = method, shots, target.name == "default.mixed"
         # Its gates are known only with their angles, so rows are not a batch of one tape.
         self._clifford = target.name == "default.clifford"
+        self._tensor = target.name == "default.tensor"
+        self._max_bond: int | None = getattr(target, "_max_bond_dim", None)
         size = 2 ** (circuit.n_wires * (2 if self._mixed else 1))
         if target.name in _TORCH_DEVICES:
             self._rows = max(1, CALL_BYTES // (16 * size + 8 * (shots or 0) * circuit.n_wires))
@@ -257,12 +264,19 @@ class PennylaneCompiled:
         return torch.stack(values, dim=-1)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
-        """See Compiled: every patch gate by gate."""
+        """See Compiled: every patch gate by gate; stabilizers do no arithmetic.
+
+        On default.tensor an upper bound, that of matrix product states with its largest bond, also where it contracts
+        in another way. Devices that are not PennyLane's own are taken for state vectors.
+        """
         settings = len(measurement_settings(self.circuit.observables))
         runs = patches * filters
-        return simulation_counts(self.circuit, runs, self._mixed) + device_counts(
-            self.circuit, settings, runs, self._shots
-        )
+        total = device_counts(self.circuit, settings, runs, self._shots)
+        if self._clifford:
+            return total
+        if self._tensor:
+            return total + chain_counts(self.circuit, runs, self._max_bond)
+        return total + simulation_counts(self.circuit, runs, self._mixed)
 
 
 def _finite(rows: Tensor, instead: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,6 +316,9 @@ class PennylaneBackend:
     ) -> None:
         if not isinstance(device, (str, Device)):
             raise ValueError(f"device is a {type(device).__name__}: give the name of a PennyLane device, or a device")
+        needed = _NEEDED.get(device) if isinstance(device, str) else None
+        if needed is not None and find_spec(needed) is None:
+            raise ValueError(f"PennyLane device {device!r} needs the package {needed}: pip install {needed}")
         if isinstance(device, Device) and options:
             raise ValueError(
                 f"options {sorted(options)} were given beside a device object: give them to qml.device(...)"

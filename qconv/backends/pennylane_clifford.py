@@ -10,9 +10,8 @@ import pennylane as qml
 from circuits.circuit import Circuit, Gate
 from circuits.gates import AMPLITUDE
 from circuits.interop import apply_in_pennylane
+from qconv.backends.clifford import TOLERANCE
 from qconv.backends.protocol import Unsupported
-
-_ROUNDING = 1e-9  # of angles such as pi * x in units of pi/2
 
 
 def turn_to_z(letter: str, wire: int) -> None:
@@ -53,7 +52,7 @@ def apply_clifford(circuit: Circuit, values: Sequence[float]) -> None:
             apply_in_pennylane(replace(circuit, gates=(gate,)), [])
         for rotation in gate.spec.rotations:
             quarters = rotation.factor * angles[rotation.angle] / (pi / 2)
-            if abs(quarters - round(quarters)) > _ROUNDING:
+            if abs(quarters - round(quarters)) * pi / 2 > TOLERANCE:
                 raise Unsupported(
                     f"gate {position} ({gate.name} on wires {gate.wires}) has the angle {angles[rotation.angle]:.6g} "
                     "but a device of Clifford gates turns by multiples of pi/2 (controlled gates by multiples of pi) "

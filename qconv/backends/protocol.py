@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class Backend(Protocol):
                 (see computed.py).
             shots: Samples a circuit; None for exact expectation values.
             noise: Channels after gates.
-            seed: Makes sampling repeatable: the k-th call of a compiled circuit repeats under the same seed.
+            seed: Makes sampling repeatable: the k-th call of a compiled circuit repeats under the same seed. None draws
+                from torch's global generator, where the backend's sampler can be told.
 
         Raises:
             Unsupported: If this backend cannot run it; the message says who can.
@@ -110,14 +112,42 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def as_int(number: Any) -> Any:
+    """A whole number of numpy's as Python's own, which simulators insist on; anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
+
+
 def check_options(shots: int | None, noise: NoiseModel | None, seed: int | None) -> None:
     """Raise a ValueError unless shots, noise and seed are what every backend takes."""
     if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise ValueError(f"shots is {shots!r}: give a whole number of at least 1, or None for exact expectation values")
     if noise is not None and not isinstance(noise, NoiseModel):
-        raise ValueError(f"noise is a {type(noise).__name__}: give a circuits.NoiseModel, or None for none")
+        aer = type(noise).__module__.startswith("qiskit_aer")
+        raise ValueError(
+            f"noise is a {type(noise).__name__} of {type(noise).__module__.partition('.')[0]}: give a "
+            "circuits.NoiseModel, or None for none"
+            + ("; for this one take backend=load_backend('qiskit', noise_model=...)" if aer else "")
+        )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
         raise ValueError(f"seed is {seed!r}: give a whole number of at least 0, or None")
+
+
+def warn_of_idle_noise(circuit: Circuit, noise: NoiseModel | None, stacklevel: int = 3) -> None:
+    """Warn where a noise model has channels, but none of them follows a gate of the circuit.
+
+    A model may name more gates than a circuit has, such as all of a device.
+    """
+    if noise is None or not noise.after or any(noise.channels_after(gate) for gate in circuit.gates):
+        return
+    named = ", ".join(
+        dict.fromkeys(entry[0] + (f" on wires {entry[2]}" if len(entry) == 3 else "") for entry in noise.after)
+    )
+    present = ", ".join(sorted({gate.name for gate in circuit.gates if gate.spec.n_wires is not None}))
+    warnings.warn(
+        f"noise follows {named}, which this circuit does not have, so that its channels do nothing: name gates that it "
+        f"has ({present or 'none'}), or '*' for every gate",
+        stacklevel=stacklevel,
+    )
 
 
 def check_call(circuit: Circuit, inputs: Tensor, weights: Tensor) -> None:
@@ -182,6 +212,33 @@ class Sized(Protocol):
         ...
 
 
+@runtime_checkable
+class Composed(Protocol):
+    """A Compiled whose values are made of those of others, which are what runs.
+
+    Args:
+        evaluates_again: Whether a backward pass runs the forward pass once more.
+    """
+
+    evaluates_again: bool
+
+    @property
+    def parts(self) -> tuple[tuple[Circuit, Compiled], ...]:
+        """Each circuit with what evaluates it."""
+        ...
+
+
+@runtime_checkable
+class Differentiating(Protocol):
+    """A Compiled that knows what its gradients take."""
+
+    method: str  # in a word
+
+    def executions(self, patches: int, filters: int, *, inputs: bool = True) -> int:
+        """Circuit evaluations of one forward and backward pass, each of which is measured in every setting."""
+        ...
+
+
 def circuit_size(circuit: Circuit) -> CircuitSize:
     """Of a circuit as it is written, gates on three wires taken apart, since devices have none."""
     gates = [part for gate in circuit.gates for part in (gate.parts() if len(gate.wires) > 2 else (gate,))]
@@ -190,7 +247,9 @@ def circuit_size(circuit: Circuit) -> CircuitSize:
 
 
 def circuit_sizes(compiled: Compiled, circuit: Circuit) -> tuple[CircuitSize, ...]:
-    """Of the circuits that a device runs for a compiled circuit, one a measurement setting."""
+    """Of the circuits that a device runs for a compiled circuit, one a measurement setting of each of its parts."""
+    if isinstance(compiled, Composed):
+        return tuple(size for own, part in compiled.parts for size in circuit_sizes(part, own))
     if isinstance(compiled, Sized):
         return compiled.sizes
     return (circuit_size(circuit),) * len(measurement_settings(circuit.observables))

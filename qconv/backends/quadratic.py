@@ -214,7 +214,7 @@ class QuadraticCompiled:
 
     def _check(self, noise: NoiseModel | None) -> None:
         circuit = self.circuit
-        who = "use 'statevector'" if noise is None else "use 'pennylane' with device 'default.mixed'"
+        who = "use 'statevector'" if noise is None else "use 'statevector' (up to 10 wires) or 'qiskit'"
         for position, gate in enumerate(circuit.gates[1:], 1):
             if gate.depends_on("input"):
                 raise Unsupported(

@@ -54,6 +54,9 @@ class SampledCompiled:
             torch's global generator.
         exact: Exact expectation values of the circuit, differentiable, whose gradient is taken for that of the shots'
             values. None for parameter shifts: every shifted circuit is measured with as many shots, as on a device.
+
+    Attributes:
+        method: How gradients are taken, one of GRADIENTS.
     """
 
     differentiable = True
@@ -71,6 +74,7 @@ class SampledCompiled:
         self.circuit, self.shots, self._seed = circuit, shots, seed
         self._distribution, self._settings = distribution, settings
         self._exact = exact
+        self.method = "exact" if exact is not None else "parameter-shift"
         self._angles = {source: free_sources(circuit, source) for source in ("input", "weight")}
         self._rules = {source: free_rules(circuit, source) for source in ("input", "weight")}
         self._generators: dict[torch.device, torch.Generator] = {}

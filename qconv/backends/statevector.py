@@ -16,6 +16,7 @@ from qconv.backends import fused_states
 from qconv.backends.angles import angle_value, normalized
 from qconv.backends.costs import Call, Work
 from qconv.backends.density import DensityCompiled
+from qconv.backends.memory import power_of_two
 from qconv.backends.outcomes import Distribution, FromStrings, Setting
 from qconv.backends.protocol import Unsupported, check_call, check_options, device_counts, measurement_settings
 from qconv.backends.sampling import SampledCompiled, check_gradient, free_angles
@@ -355,10 +356,10 @@ class StatevectorBackend:
             Unsupported: For more than MAX_WIRES wires.
         """
         if circuit.n_wires > MAX_WIRES:
-            one_by_one = circuit.n_wires <= MAX_WIRES_ONE_BY_ONE
+            one_by_one, size = circuit.n_wires <= MAX_WIRES_ONE_BY_ONE, power_of_two(circuit.n_wires + 3)
             raise Unsupported(
                 f"backend 'statevector' keeps 2^n amplitudes a patch and takes up to {MAX_WIRES} wires but the kernel "
-                f"has {circuit.n_wires} wires, 2^{circuit.n_wires + 3} bytes a patch: use fewer (in a layer: a "
+                f"has {circuit.n_wires} wires, {size} bytes a patch: use fewer (in a layer: a "
                 "smaller kernel_size, more groups, or encoding='amplitude')"
                 + (", or backend 'qiskit', which takes one patch after another" if one_by_one else "")
             )

@@ -44,9 +44,9 @@ STATES_TO = 2**18
 
 
 @lru_cache(maxsize=16)
-def _contractions(circuit: Circuit, blocks: tuple[Block, ...], search: bool) -> tuple[Contraction, ...]:
+def _contractions(circuit: Circuit, blocks: tuple[Block, ...], search: bool, stop: bool) -> tuple[Contraction, ...]:
     # Copies of a layer compile their circuits anew, and a search takes seconds on many wires.
-    return tuple(contractions(circuit, blocks, machine_memory() / 24, search))
+    return tuple(contractions(circuit, blocks, machine_memory() / 24, search, stop))
 
 
 class NetworkCompiled:
@@ -75,7 +75,9 @@ class NetworkCompiled:
             patches, filters = TYPICAL_SIZES[PATCH], TYPICAL_SIZES[FILTER]
             work = self._states.plain_counts(patches, filters)["mac:fp32*fp32"] // 4
             share = work / patches / len(circuit.observables)
-        self._contractions = _contractions(circuit, self._blocks, search and (share is None or share > STATES_TO))
+        # Where states could run instead, what all contractions take together is compared with them.
+        search = search and (share is None or share > STATES_TO)
+        self._contractions = _contractions(circuit, self._blocks, search, self._states is None)
         self._steps = distinct(self._contractions)
         if self._states is not None and multiplications(self._steps, patches, filters) <= work:
             self._states = None

@@ -86,7 +86,8 @@ class Cost:
         patches: Of all images and groups.
         filters: Circuits with weights of their own, a patch.
         wires: Qubits of the circuit.
-        settings: Measurement settings: circuits that differ in what is measured.
+        settings: Measurement settings: circuits that differ in what is measured; of zero-noise extrapolation those of
+            all scales.
         shots: A circuit.
         sampled: Whether the layer asks for these shots; where it is exact, they are an assumption.
         gates_1q: On one qubit, of all circuits together.
@@ -148,7 +149,11 @@ class Cost:
         ]
         for inference, training in zip(self.inference, self.training, strict=True):
             lines += [f"forward: {inference}", f"with the weights' gradient: {training}"]
-        lines += [f"{d.name}: {d.source}" for d in self.devices if d.qubits >= self.wires]
+        lines += [
+            f"seconds and joules are those of {d.name}, whatever the layer's backend is: {d.source}"
+            for d in self.devices
+            if d.qubits >= self.wires
+        ]
         return "\n".join(lines)
 
 
