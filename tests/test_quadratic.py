@@ -410,9 +410,9 @@ AGAIN = Circuit(2, (Gate("RX", (1,), (Angle("input", 2),)),), ("ZI",))
             None,
             "RX 1 x[2]) reads a feature again (re-uploading): use 'statevector'",
         ),
-        (kernel("product", 2, encoding="amplitude") + AGAIN, NOISE, "use 'pennylane' with device 'default.mixed'"),
+        (kernel("product", 2, encoding="amplitude") + AGAIN, NOISE, "use 'statevector' (up to 10 wires) or 'qiskit'"),
         (kernel("product", 9, encoding="amplitude"), None, "up to 8 wires but the kernel has 9 wires"),
-        (kernel("product", 9, encoding="amplitude"), NOISE, "use 'pennylane' with device 'default.mixed'"),
+        (kernel("product", 9, encoding="amplitude"), NOISE, "use 'statevector' (up to 10 wires) or 'qiskit'"),
         (
             Circuit(1, (Gate("Amplitude", (0,), (Angle("input", 0), Angle("weight", 0))),), ("Z",)),
             None,

@@ -16,7 +16,7 @@ PARTS = (
     ("Without the float network's scores", "quantized_lenet.py", ("--methods", "lsq2", "--distill", "0")),
     ("Learning rates tried", "quantized_lenet.py", ("--tune", "--methods", "float,rq_st2")),
     ("", "binary_lenet.py", ("--tune", "--methods", "xnor")),
-    ("", "pruned_lenet.py", ("--tune", "--methods", "12x,19x,32x")),
+    ("", "pruned_lenet.py", ("--tune", "--methods", "12x")),
     ("Data-free quantization", "data_free_quantization.py", ()),
 )
 

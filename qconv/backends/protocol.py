@@ -135,9 +135,11 @@ def check_options(shots: int | None, noise: NoiseModel | None, seed: int | None)
 def warn_of_idle_noise(circuit: Circuit, noise: NoiseModel | None, stacklevel: int = 3) -> None:
     """Warn where a noise model has channels, but none of them follows a gate of the circuit.
 
-    A model may name more gates than a circuit has, such as all of a device.
+    A model may name more gates than a circuit has, such as all of a device, or every gate of one that has none.
     """
-    if noise is None or not noise.after or any(noise.channels_after(gate) for gate in circuit.gates):
+    if noise is None or not noise.after or any(entry[0] == "*" for entry in noise.after):
+        return
+    if any(noise.channels_after(gate) for gate in circuit.gates):
         return
     named = ", ".join(
         dict.fromkeys(entry[0] + (f" on wires {entry[2]}" if len(entry) == 3 else "") for entry in noise.after)
