@@ -90,7 +90,7 @@ def _aer(method: str) -> Listed:
 
 _LINE = [[0, 1], [1, 0], [1, 2], [2, 1]]
 _STEP = "with shots, finite differences need a step that suits them: give one"
-_SCATTERED = dict.fromkeys(("shots", "seeds", "gradients under shots", "noise under shots"), _STEP)
+_SCATTERED = dict.fromkeys(("shots", "joint shots", "seeds", "gradients under shots", "noise under shots"), _STEP)
 _SIGNS = "values are no means of signs, but sums of such means"
 _ESTIMATES = "one direction's estimate scatters around the gradient"
 _SPSA = dict.fromkeys(("input gradient", "weight gradient", "gradients under shots", "stacking"), _ESTIMATES)

@@ -1,4 +1,4 @@
-"""What the scripts on compressed networks print, as one page. Unfinished runs are trained, finished ones only read.
+"""What the scripts on compressed LeNets print, as one page. Unfinished runs are trained, finished ones only read.
 
 python examples/reproduce/compressed_report.py --write docs/compressed_networks.md
 """
@@ -17,7 +17,6 @@ PARTS = (
     ("Learning rates tried", "quantized_lenet.py", ("--tune", "--methods", "float,rq_st2")),
     ("", "binary_lenet.py", ("--tune", "--methods", "xnor")),
     ("", "pruned_lenet.py", ("--tune", "--methods", "12x")),
-    ("Data-free quantization", "data_free_quantization.py", ()),
 )
 
 
