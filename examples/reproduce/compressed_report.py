@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from protocol import deliver
+
 HERE = Path(__file__).parent
 PARTS = (
     ("LeNet-5, 8 to 2 bits", "quantized_lenet.py", ()),
@@ -59,11 +61,7 @@ def main() -> int:
     folders = dict.fromkeys(("quantized_lenet.py", "binary_lenet.py"), given.lenet5)
     try:
         made = page(folders | {"pruned_lenet.py": given.lenet300}, given.workers)
-        if given.write is None:
-            print(made, end="")
-        else:
-            given.write.parent.mkdir(parents=True, exist_ok=True)
-            given.write.write_text(made)
+        deliver(made, given.write)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

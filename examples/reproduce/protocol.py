@@ -218,6 +218,15 @@ def points(interval: Interval, *, sign: str = "") -> str:
     return f"{100 * interval.mean:{sign}.2f}{half}"
 
 
+def deliver(page: str, file: Path | None) -> None:
+    """Write a page into a file, whose folder is made; print it without one."""
+    if file is None:
+        print(page, end="")
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page)
+
+
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table; numbers, right of the first column, are aligned to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]

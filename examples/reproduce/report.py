@@ -10,7 +10,7 @@ from pathlib import Path
 
 import quantum_deformed
 import tensor_networks
-from protocol import Entry, Options, chosen_names, finished, tables, with_rivals
+from protocol import Entry, Options, chosen_names, deliver, finished, tables, with_rivals
 
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
@@ -94,11 +94,7 @@ def main() -> int:
         datasets = chosen_names(given.datasets, list(DATASETS), "datasets")
         folders = {"quantum_deformed": given.deformed, "tensor_networks": given.tensor}
         made = page(datasets, folders, given.seeds, "python examples/reproduce/report.py")
-        if given.write is None:
-            print(made, end="")
-        else:
-            given.write.parent.mkdir(parents=True, exist_ok=True)
-            given.write.write_text(made)
+        deliver(made, given.write)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
