@@ -219,8 +219,8 @@ def costs(rounds: int) -> str:
 Microseconds a patch of "strongly_entangling" on four wires, depth 2, one filter, four observables, in float32: medians
 of {rounds} rounds on {PATCHES} patches ({FEW_PATCHES} where a backend takes one after another). Measured on
 {datetime.now(UTC):%Y-%m-%d} with torch on {torch.get_num_threads()} threads, {platform.system()}, {packages}.
-Layers on images are faster than this where the backend convolves: [performance.md](performance.md). A cell is empty where
-the backend refuses: the coupling map has three wires, and the sampler a seed of its own.
+Layers on images are faster than this where the backend convolves: [performance.md](performance.md). A cell is empty
+where the backend refuses: the coupling map has three wires, and the sampler a seed of its own.
 
 | backend | {" | ".join(ways)} |
 |---|{"---|" * len(ways)}
