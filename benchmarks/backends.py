@@ -8,6 +8,7 @@ python -m benchmarks.backends --timings        # the costs too: minutes, on a qu
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -49,12 +50,14 @@ class Listed:
         needs: A package that is no dependency of qconv; empty for none.
         options: Of backend_conformance.
         fast: Whether it takes patches as one batch.
+        clifford: Whether it runs Clifford gates alone: its cost is that of angles which are multiples of pi/2.
     """
 
     load: Callable[[], Any]
     needs: str = ""
     options: Callable[[], Mapping[str, Any]] = field(default=dict)
     fast: bool = True
+    clifford: bool = False
 
 
 def _device() -> Any:
@@ -80,15 +83,15 @@ def _modeled(device: Callable[[], Any]) -> Callable[[], Mapping[str, Any]]:
     return lambda: {"reference": load_backend("qiskit", noise_model=device())}
 
 
-def _pennylane(device: str, needs: str = "", **options: Any) -> Listed:
-    return Listed(lambda: load_backend("pennylane", device=device, **options), needs, fast=False)
+def _pennylane(device: str, needs: str = "", clifford: bool = False, **options: Any) -> Listed:
+    return Listed(lambda: load_backend("pennylane", device=device, **options), needs, fast=False, clifford=clifford)
 
 
-def _aer(method: str) -> Listed:
-    return Listed(lambda: load_backend("qiskit", method=method), fast=False)
+def _aer(method: str, clifford: bool = False) -> Listed:
+    return Listed(lambda: load_backend("qiskit", method=method), fast=False, clifford=clifford)
 
 
-_LINE = [[0, 1], [1, 0], [1, 2], [2, 1]]
+_LINE = [[a, b] for a in range(4) for b in range(4) if abs(a - b) == 1]
 _STEP = "with shots, finite differences need a step that suits them: give one"
 _SCATTERED = dict.fromkeys(("shots", "joint shots", "seeds", "gradients under shots", "noise under shots"), _STEP)
 _SIGNS = "values are no means of signs, but sums of such means"
@@ -107,13 +110,13 @@ LISTED: dict[str, Listed] = {
     "pennylane, default.qubit, adjoint": _pennylane("default.qubit", diff_method="adjoint"),
     "pennylane, default.mixed": Listed(lambda: load_backend("pennylane", device="default.mixed")),
     "pennylane, lightning.qubit": _pennylane("lightning.qubit"),
-    "pennylane, default.clifford": _pennylane("default.clifford", "stim"),
+    "pennylane, default.clifford": _pennylane("default.clifford", "stim", clifford=True),
     "pennylane, default.tensor": _pennylane("default.tensor", "quimb"),
     "qiskit": Listed(lambda: load_backend("qiskit"), fast=False),
     "qiskit, density_matrix": _aer("density_matrix"),
     "qiskit, matrix_product_state": _aer("matrix_product_state"),
-    "qiskit, stabilizer": _aer("stabilizer"),
-    "qiskit, extended_stabilizer": _aer("extended_stabilizer"),
+    "qiskit, stabilizer": _aer("stabilizer", clifford=True),
+    "qiskit, extended_stabilizer": _aer("extended_stabilizer", clifford=True),
     "qiskit, a coupling map": Listed(lambda: load_backend("qiskit", coupling_map=_LINE), fast=False),
     "qiskit, a device (GenericBackendV2)": Listed(_device, options=_modeled(_device), fast=False),
     "qiskit, a device of IBM's (FakeManilaV2)": Listed(_ibm, "qiskit_ibm_runtime", _modeled(_ibm), fast=False),
@@ -203,7 +206,7 @@ def costs(rounds: int) -> str:
     ways: dict[str, tuple[dict[str, Any], bool]] = {
         "exact": ({}, False),
         "exact, with gradients": ({}, True),
-        f"{SHOTS} shots": ({"shots": SHOTS, "seed": 0}, False),
+        f"{SHOTS} shots": ({"shots": SHOTS}, False),
         "noise": ({"noise": noise}, False),
     }
     lines = []
@@ -213,6 +216,7 @@ def costs(rounds: int) -> str:
         cells = [_cost(listed, circuit, options, training, rounds) for options, training in ways.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
+    clifford = ", ".join(name.rpartition(" ")[2] for name, listed in LISTED.items() if listed.clifford)
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "pennylane", "qiskit", "qiskit-aer"))
     return f"""{COSTS}
 
@@ -220,7 +224,8 @@ Microseconds a patch of "strongly_entangling" on four wires, depth 2, one filter
 of {rounds} rounds on {PATCHES} patches ({FEW_PATCHES} where a backend takes one after another). Measured on
 {datetime.now(UTC):%Y-%m-%d} with torch on {torch.get_num_threads()} threads, {platform.system()}, {packages}.
 Layers on images are faster than this where the backend convolves: [performance.md](performance.md). A cell is empty
-where the backend refuses: the coupling map has three wires, and the sampler a seed of its own.
+where the backend refuses, as said above. Simulators of Clifford gates ({clifford}) were given angles that are multiples
+of pi/2, the others any.
 
 | backend | {" | ".join(ways)} |
 |---|{"---|" * len(ways)}
@@ -233,6 +238,10 @@ def _cost(listed: Listed, circuit: Any, options: dict[str, Any], training: bool,
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(patches, circuit.n_inputs, generator=generator)
     w = torch.randn(1, circuit.n_weights, generator=generator)
+    if listed.clifford:
+        x, w = (2 * x).round() / 2, (2 * w / math.pi).round() * math.pi / 2  # features turn by pi
+    if "shots" in options:
+        options = {"seed": listed.options().get("seed", 0), **options}
     try:
         compiled = compile_differentiable(as_backend(listed.load()), circuit, **options)
 

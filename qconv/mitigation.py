@@ -4,6 +4,15 @@ Both wrap a backend and are backends themselves, so they go where a backend goes
 the other. What they gain in bias they pay for in variance: mitigated values scatter more under shots, and may leave
 [-1, 1].
 
+Other methods are mitiq's (extra `mitiq`, which wants NumPy below 2.3). Its functions take an executor, a function of a
+circuit of Qiskit's, which any backend can be:
+
+    def run(circuit: QuantumCircuit) -> float:
+        read = from_qiskit(circuit, observables=["ZII"])
+        return float(simulate(read, none, none, backend="statevector", noise=noise))  # none: torch.zeros(1, 0)
+
+    mitiq.zne.execute_with_zne(to_qiskit(kernel).assign_parameters(numbers), run)
+
 Source: Temme, Bravyi & Gambetta, Phys. Rev. Lett. 119, 180509 (2017) and Li & Benjamin, Phys. Rev. X 7, 021050 (2017)
 for extrapolation; Giurgica-Tiron et al., Digital zero noise extrapolation (arXiv:2005.10921) for folding; Bravyi,
 Sheldon, Kandala, McKay & Gambetta (arXiv:2006.14044), section II, for inverted readout errors.

@@ -145,5 +145,15 @@ def nets(draw: st.DrawFn) -> Net:
     return Net(kinds, head, activation, draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 99)))
 
 
+def made(*modules: nn.Module, seed: int = 0) -> nn.Sequential:
+    """A chain in float64 for evaluation, every parameter from a standard normal."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(*modules).double().eval()
+        for p in net.parameters():
+            nn.init.normal_(p)
+    return net
+
+
 def images(n: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(n, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

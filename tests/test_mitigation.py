@@ -11,6 +11,7 @@ from strategies import circuits
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, ReadoutError, ThermalRelaxation, kernel
 from circuits.circuit import const
 from circuits.gates import GATES
+from circuits.interop import from_qiskit, to_qiskit
 from qconv import QuantumConv2d, load_backend, simulate
 from qconv.mitigation import (
     ReadoutInversion,
@@ -86,7 +87,7 @@ def test_weights_of_extrapolation_are_the_textbooks():
 
 
 def test_our_extrapolations_are_mitiqs():
-    zne = pytest.importorskip("mitiq.zne.inference")
+    zne = pytest.importorskip("mitiq.zne.inference", reason="needs the extra mitiq, in an environment of its own")
     scales, values = [1.0, 2.0, 3.0], [0.8, 0.65, 0.5]
     assert extrapolation_weights(scales, "linear") @ values == pytest.approx(
         zne.LinearFactory.extrapolate(scales, values)
@@ -94,6 +95,29 @@ def test_our_extrapolations_are_mitiqs():
     assert extrapolation_weights(scales, "richardson") @ values == pytest.approx(
         zne.RichardsonFactory.extrapolate(scales, values)
     )
+
+
+def test_mitiq_mitigates_our_backends_as_we_do():
+    """Its folds of every gate, its line: the recipe of the module's docstring."""
+    zne = pytest.importorskip("mitiq.zne", reason="needs the extra mitiq, in an environment of its own")
+    circuit = kernel("strongly_entangling", 3, readout=("ZII",))
+    x, w = draw_numbers(circuit)
+    x, w = x[:1], w[:1]
+    noise = NoiseModel((("CNOT", Channel("depolarizing", 0.01)),))
+    none = torch.zeros(1, 0, dtype=torch.float64)
+
+    def run(folded):
+        read = from_qiskit(folded, observables=circuit.observables)
+        return float(simulate(read, none, none, backend="statevector", noise=noise))
+
+    template = to_qiskit(circuit)
+    numbers = {"x": x[0].tolist(), "w": w[0].tolist()}
+    bound = template.assign_parameters({p: numbers[p.vector.name][p.index] for p in template.parameters})
+    found = zne.execute_with_zne(
+        bound, run, factory=zne.LinearFactory([1.0, 3.0, 5.0]), scale_noise=zne.scaling.fold_all
+    )
+    ours = simulate(circuit, x, w, backend=ZeroNoise("statevector"), noise=noise)
+    assert found == pytest.approx(float(ours), abs=1e-6)
 
 
 def test_exponential_decay_is_extrapolated_exactly():
