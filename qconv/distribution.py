@@ -17,10 +17,10 @@ from torch import Tensor
 
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
-from qconv.backends.jobs import GradientFailed, JobFailed, draw_seeds, gather, reason_of, run_in_jobs
+from qconv.backends.jobs import GradientFailed, JobFailed, Unfinished, draw_seeds, gather, reason_of, run_in_jobs
 from qconv.backends.loading import as_backend
 from qconv.backends.matrix_products import Truncation, truncation_of
-from qconv.backends.protocol import Backend, Compiled, Real, check_call, check_options
+from qconv.backends.protocol import Backend, Compiled, Composed, Real, check_call, check_options
 from qconv.gradients import compile_differentiable
 
 PATCHES = 1024  # a chunk
@@ -74,7 +74,13 @@ class _Work:
         x, w = self._pair(rows)
         with self._turn(), torch.no_grad():
             compiled = self._compile(seed)
-            values = compiled(x, w).flatten(1).double().numpy()
+            try:
+                values = compiled(x, w).flatten(1).double().numpy()
+            except JobFailed as failure:
+                if isinstance(compiled, Composed):  # what is kept then is not values of this circuit
+                    raise
+                kept = np.pad(failure.values.reshape(len(x), -1), ((0, 0), (0, TRUNCATION)), constant_values=np.nan)
+                raise Unfinished(failure.reason, kept, failure.missing.all(axis=1)) from failure
             lost = _numbers(truncation_of(compiled))
             return np.concatenate([values, np.tile(lost, (len(values), 1))], axis=1)
 
@@ -194,9 +200,9 @@ class DistributedCompiled:
             rows = _plain(inputs)
             found = run_in_jobs(work.values, rows, numbers + TRUNCATION, self._rng, self._patches, self._executor)
         except JobFailed as failure:
-            missing = np.repeat(failure.missing, shape[1], axis=1)
             values = failure.values[:, 0, :numbers].reshape(shape)
-            raise JobFailed(failure.reason, values, missing) from failure.__cause__
+            # A chunk that failed may have kept some filters of a patch.
+            raise JobFailed(failure.reason, values, np.isnan(values).all(axis=-1)) from failure.__cause__
         self.truncation_error = _worst(found[:, numbers:])
         return torch.from_numpy(found[:, :numbers]).to(weights).reshape(shape)
 

@@ -165,6 +165,45 @@ def test_values_of_chunks_that_finished_are_kept():
     assert abs(kept.values - right)[~kept.missing].max() < 1e-12
 
 
+class Refusing:
+    """State vectors, but none of the second filter for patches whose first feature is 0."""
+
+    name = "refusing"
+
+    def compile(self, circuit, *, shots=None, noise=None, seed=None):
+        compiled = load_backend("statevector").compile(circuit)
+
+        class Compiled:
+            differentiable = True
+
+            def __call__(self, inputs, weights):
+                values = compiled(inputs, weights).numpy()
+                missing = (inputs[:, :1] == 0).numpy() & np.array([False, True])
+                if missing.any():
+                    raise JobFailed("queue closed", np.where(missing[..., None], np.nan, values), missing)
+                return torch.from_numpy(values)
+
+        return Compiled()
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, ReadoutInversion], ids=["plain", "inverted"])
+def test_values_of_a_chunk_that_failed_in_part_are_kept(wrap):
+    x, w = draw(CIRCUIT)
+    x[4, 0] = 0
+    noise = NoiseModel(readout=ReadoutError(0.1, 0.1)) if wrap is ReadoutInversion else None
+    with ThreadPoolExecutor(1) as executor:
+        backend = distribute(wrap(Refusing()), executor, 3)
+        with pytest.raises(JobFailed, match=r"patches .* have no values.*queue closed") as failed:
+            backend.compile(CIRCUIT, noise=noise)(x, w)
+    kept = failed.value
+    if wrap is ReadoutInversion:  # what its backend measured is not its value
+        assert kept.missing[3:6].all()
+        return
+    assert np.argwhere(kept.missing[:6]).tolist() == [[4, 1]]
+    right = simulate(CIRCUIT, x, w, backend="statevector").numpy()
+    assert abs(kept.values - right)[~kept.missing].max() < 1e-12
+
+
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_gradients_of_chunks_that_finished_are_kept(wanted):
     x, w = draw(CIRCUIT)
