@@ -1,4 +1,4 @@
-"""Fixed-point rescaling against exact fractions, and thresholds against the quantizers that they describe."""
+"""Fixed-point rescaling against exact fractions, and to the codes of every quantizer."""
 
 from fractions import Fraction
 
@@ -7,20 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_integer import IntegersOnly
+from test_integer_codes import NAMES, ready
 from test_quantized_layers import sample
-from torch import Tensor
 
-from classical.integer.rescale import INT32_MAX, Compare, Rescale, rescale, rounds_to_nearest, thresholds
-from classical.integer.sums import input_code
-from classical.quantizers import Quantizer, quantizer, quantizer_names
-
-NAMES = [name for name in quantizer_names("activation") if name not in ("float", "xnor") and not name.startswith("lq")]
-
-
-def ready(name: str, x: Tensor) -> Quantizer:
-    built = quantizer(name, "activation").to(x.dtype)
-    built(x)
-    return built.eval()
+from classical.integer.codes import input_code
+from classical.integer.rescale import INT32_MAX, Compare, Rescale, rescale
+from classical.quantizers import quantizer
 
 
 def exact(terms: list[int], factors: list[float], offset: float) -> Fraction:
@@ -89,35 +81,6 @@ def test_what_64_bits_cannot_hold_is_refused() -> None:
         Rescale(one * 2.0**31, torch.zeros(1).double(), one, -128, 127, torch.int8, 0)
     with pytest.raises(ValueError, match=r"channel 0 can be off by .* levels: its offset is 1e\+17 levels"):
         Rescale(one, torch.full((1,), 1e17).double(), one * 2**30, -128, 127, torch.int8, 0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", NAMES)
-def test_thresholds_are_where_the_code_changes(name: str, dtype: torch.dtype) -> None:
-    activation = ready(name, 2 * sample(4, 300, dtype=dtype))
-    like = torch.zeros((), dtype=dtype)
-    found = thresholds(activation, like)
-    grid = torch.tensor(activation.grid)
-    at = found.to(dtype)
-    assert torch.equal(at.double(), found)
-    assert (found.diff() > 0).all()
-    assert torch.equal(activation.integers(at[None]).codes[0], grid[1:].int())
-    below = torch.nextafter(at, torch.full_like(at, -torch.inf))
-    assert torch.equal(activation.integers(below[None]).codes[0], grid[:-1].int())
-    x = torch.linspace(-9, 9, 4001, dtype=dtype)
-    counted = grid[torch.searchsorted(found, x.double(), right=True)]
-    assert torch.equal(counted.int(), activation.integers(x[None]).codes[0])
-
-
-def test_which_quantizers_round_to_the_nearest() -> None:
-    like = torch.zeros(())
-    x = 2 * sample(4, 300)
-    for name in NAMES:
-        activation = ready(name, x)
-        code = input_code(activation, like)
-        expected = not name.startswith(("bnn", "hwgq"))
-        assert rounds_to_nearest(thresholds(activation, like), code) is expected, name
-        assert code.dtype == (torch.int8 if activation.bits <= 8 else torch.int16)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from classical.integer import integer_twin
 from classical.integer.bits import BitSums
+from classical.integer.codes import InputCode
 from classical.integer.dense import MatrixSums
 from classical.integer.grouped import GroupedSums
 from classical.integer.levels import LevelSums, level_terms
-from classical.integer.sums import InputCode, Sums
+from classical.integer.sums import Sums
 from classical.layers import Axis, Geometry, QuantizedConv2d, QuantizedLinear
 from classical.quantizers import Codebook, quantizer
 
@@ -289,7 +290,7 @@ def test_without_numba_torch_computes_the_same(monkeypatch: pytest.MonkeyPatch) 
     with_numba = integer_twin(layer)
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "classical.integer.kernels", raising=False)
-    monkeypatch.setattr("classical.integer.sums.find_spec", lambda name: None)
+    monkeypatch.setattr("classical.integer.loading.find_spec", lambda name: None)
     without = integer_twin(layer)
     assert isinstance(without.sums, MatrixSums)
     with pytest.raises(ImportError, match=r"pip install 'qconv\[integer\]'; kernels='torch' gives the same results"):

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from classical.integer.codes import InputCode
+from classical.integer.loading import load_kernels
 from classical.integer.planes import Indices, Layout, PlaneSums, group_offsets, over_tiles
-from classical.integer.sums import InputCode, load_kernels
 from classical.layers import Axis, Geometry
 
 _ADDITIONS = 14  # of 8-bit codes that take the time of 64 products of bits

@@ -5,8 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from classical.integer.codes import InputCode
 from classical.integer.planes import pad
-from classical.integer.sums import InputCode, Sums
+from classical.integer.sums import Sums
 from classical.layers import Geometry
 
 _SMALL = 16  # products an output up to which a matrix product of its own for each group is not worth its call

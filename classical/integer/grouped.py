@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from classical.integer.codes import InputCode
+from classical.integer.loading import load_kernels
 from classical.integer.planes import Indices, Layout, PlaneSums, group_offsets, over_tiles
-from classical.integer.sums import InputCode, load_kernels
 from classical.layers import Geometry
 
 PRODUCTS = 64  # an output, up to which a matrix product for each group is slower

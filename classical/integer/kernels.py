@@ -43,6 +43,22 @@ popcount: Any = intrinsic(_popcount)  # bits set in an integer
 copy: Any = intrinsic(_copy)  # of so many elements of contiguous arrays; for short rows five times faster than a loop
 
 
+def _nearest(x: Array, scale: Any, zero: Any, low: Any, high: Any, out: Array) -> bool:
+    """Integers clip(round(x / scale) + zero, low, high), ties to even, of reals; whether one was NaN.
+
+    Args:
+        x: flat.
+        scale, zero, low, high: of x's type, in which all is computed.
+        out: integers as many as x.
+    """
+    wrong = False
+    for j in range(len(x)):
+        value = np.rint(x[j] / scale) + zero
+        wrong |= value != value
+        out[j] = low if value < low else high if value > high else value
+    return wrong
+
+
 def _place(x: Array, top: int, left: int, planes: Array) -> None:
     """Copy images into planes.
 
@@ -137,7 +153,11 @@ def _reduce(
     """
     kept, _, outputs, height, width = out.shape
     terms = len(factors)
-    whole, stored = np.empty(len(partial), np.int32), np.empty(len(partial), out.dtype)
+    whole, scaled, stored = (
+        np.empty(len(partial), np.int32),
+        np.empty(len(partial), out.dtype),
+        np.empty(len(partial), out.dtype),
+    )
     for k in range(len(tiles)):
         first, count = tiles[k]
         n = (count - 1) * columns + width
@@ -174,8 +194,11 @@ def _reduce(
                 result = stored[:n]
                 if term < kept:
                     result[:] = offset[o]
+                real = scaled[:n]
                 for j in range(n):
-                    result[j] += factor * np.int32((total[j] << shift) + constant)  # wraps, as both parts may have
+                    # Wraps, as both parts may have; stored first: numba multiplies int32 and float32 in float64.
+                    real[j] = np.int32((total[j] << shift) + constant)
+                    result[j] += factor * real[j]
                 if kept == terms or term == terms - 1:
                     for row in range(first, first + count):
                         i = row % rows
@@ -410,6 +433,8 @@ def _rescale_rows(terms: Any, multiplier: Array, offset: Array, shift: Array, lo
             found[c] = min(max(total[c] >> shift[c], low), high)
 
 
+# Division as IEEE 754 has it: an exception for 0 would keep the loop from being vectorized.
+nearest: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(_nearest)
 place: Any = _compiled(_place)
 pack: Any = _compiled(_pack)
 reduce: Any = _compiled(_reduce)

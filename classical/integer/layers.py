@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from classical.checks import whole
 from classical.integer.bits import BitSums
+from classical.integer.codes import input_code, require_codable
 from classical.integer.dense import MatrixSums
 from classical.integer.grouped import PRODUCTS, GroupedSums
 from classical.integer.levels import LevelSums, level_terms
+from classical.integer.loading import Kernels, load_kernels
 from classical.integer.planes import pad
 from classical.integer.rescale import INT32_MAX, Rescale, rescale
-from classical.integer.sums import Kernels, Sums, input_code, load_kernels, per_channel, require_codable
+from classical.integer.sums import Sums, per_channel
 from classical.layers import Axis, Geometry, QuantizedConv2d, QuantizedLinear, require_real
 from classical.quantizers import Quantizer
 from classical.quantizers.codebooks import Uneven
@@ -67,7 +69,7 @@ class IntegerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = copy.deepcopy(layer.activation_quantizer).eval()
-        self.code = input_code(self.activation, layer.weight)
+        self.code = input_code(self.activation, layer.weight, kernels)
         weight, factors = weight_terms(layer)
         scale = factors * self.code.scale
         self.uneven = isinstance(layer.weight_quantizer, Uneven)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classical.integer.codes import InputCode
+from classical.integer.loading import load_kernels
 from classical.integer.planes import Indices, Layout, PlaneSums, over_tiles, phases, tap_places
-from classical.integer.sums import InputCode, load_kernels
 from classical.layers import Geometry
 from classical.quantizers import Codebook
 
@@ -123,8 +124,7 @@ class LevelSums(PlaneSums):
         codes, plan = self.plan(codes)
         layout = plan.layout
         pixels = codes.numpy().view(np.uint8) ^ np.uint8(self.rise) if self.narrow else codes.int().numpy()
-        planes = self.planes(pixels, plan, self.code.zero + self.rise)
-        planes = np.concatenate((planes, np.zeros_like(planes[:1])))
+        planes = self.planes(pixels, plan, self.code.zero + self.rise, spare=1)
         shape = (kept, layout.images, len(offset), layout.height, layout.width)
         out = torch.empty(shape, dtype=factors.dtype)
 

@@ -20,10 +20,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from classical.data_free.graph import Operation, label, operation
+from classical.integer.codes import InputCode, input_code, thresholds
 from classical.integer.layers import layer_sums, weight_terms
-from classical.integer.rescale import INT32_MAX, Rescale, rescale, thresholds
+from classical.integer.loading import Kernels
+from classical.integer.rescale import INT32_MAX, Rescale, rescale
 from classical.integer.steps import Clip, Encode, Largest, Scores, window_sums
-from classical.integer.sums import InputCode, Kernels, input_code
 from classical.integer.tracing import (
     clip_bounds,
     impossible,
@@ -179,7 +180,7 @@ class _Builder:
             try:
                 if quantizer.patch_scale:
                     raise ValueError(f"{quantizer!r} inputs scale each position by a real number; use 'bnn' inputs")
-                code = input_code(quantizer, layer.weight)
+                code = input_code(quantizer, layer.weight, self.kernels)
                 self.readers[name] = _Reader(
                     quantizer, layer.weight.detach(), code, thresholds(quantizer, layer.weight)
                 )

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from classical.integer.rescale import rounds_to_nearest, thresholds
-from classical.integer.sums import InputCode, input_code
+from classical.integer.codes import InputCode, input_code, rounds_to_nearest, thresholds
 from classical.layers import QuantizedConv2d, QuantizedLinear, require_real
 from classical.pruning.masks import private_copy
 

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from classical.integer.sums import InputCode, Sums, load_kernels
+from classical.integer.codes import InputCode
+from classical.integer.loading import load_kernels
+from classical.integer.sums import Sums
 from classical.layers import Geometry
 
 Indices = NDArray[np.int64]
@@ -193,12 +195,17 @@ class PlaneSums(Sums):
         """What else depends on the shape; nothing unless overridden."""
         return np.zeros((0, 0), np.int32)
 
-    def planes(self, pixels: NDArray[Any], plan: Plan, fill: int) -> NDArray[Any]:
-        """(planes, positions): a batch (images, channels, height, width) in planes, padded with `fill`."""
+    def planes(self, pixels: NDArray[Any], plan: Plan, fill: int, spare: int = 0) -> NDArray[Any]:
+        """(planes, positions): a batch (images, channels, height, width) in planes, padded with `fill`.
+
+        Behind them are so many spare planes of zeros.
+        """
         geometry, channels = plan.geometry, pixels.shape[1]
-        planes = np.full((channels * phases(geometry), plan.layout.size), fill, pixels.dtype)
+        count = channels * phases(geometry)
+        planes = np.full((count + spare, plan.layout.size), fill, pixels.dtype)
+        planes[count:] = 0
         ends = (geometry.rows.before, geometry.columns.before)
-        load_kernels("numba").place(pixels, *ends, planes.reshape(plan.layout.shape(channels, geometry)))
+        load_kernels("numba").place(pixels, *ends, planes[:count].reshape(plan.layout.shape(channels, geometry)))
         return planes
 
 

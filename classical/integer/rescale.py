@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from classical.integer.sums import InputCode, Kernels, input_code, load_kernels, per_channel, weighted
+from classical.integer.codes import InputCode, input_code, rounds_to_nearest, thresholds
+from classical.integer.loading import Kernels, load_kernels
+from classical.integer.sums import per_channel, weighted
 from classical.quantizers import Quantizer
 
 INT32_MAX = 2**31 - 1
@@ -210,33 +212,3 @@ def rescale(
     if rounds_to_nearest(found, code):
         return Rescale(factors, offset + code.zero, reach, code.low, code.high, code.dtype, trailing, kernels)
     return Compare(factors, offset, reach, found / code.scale, code, trailing)
-
-
-def thresholds(activation: Quantizer, like: Tensor) -> Tensor:
-    """The smallest real numbers that get each code but the lowest, float64, by bisection.
-
-    Args:
-        activation: a calibrated quantizer, whose codes never fall as its input grows.
-        like: a tensor of the type in which it computes.
-    """
-    codes = torch.tensor(activation.grid[1:], device=like.device)
-    _, scale, zero = activation.integers(like.new_zeros(1, 1))
-    # All that lies between two codes further out than the last ones.
-    ends = [(end - float(zero)) * float(scale) for end in (activation.grid[0] - 4, activation.grid[-1] + 4)]
-    low, high = (torch.full(codes.shape, end, dtype=torch.float64, device=like.device) for end in ends)
-    while True:
-        middle = ((low + high) / 2).to(like.dtype).double()
-        if ((middle == low) | (middle == high)).all():  # no number lies between
-            break
-        reached = activation.integers(middle[None].to(like.dtype)).codes[0] >= codes
-        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return high
-
-
-def rounds_to_nearest(found: Tensor, code: InputCode) -> bool:
-    """Whether thresholds lie half way between neighboring codes."""
-    codes = torch.arange(code.low + 1, code.high + 1, dtype=torch.float64, device=found.device)
-    if code.step != 1:
-        return False
-    halfway = (codes - 0.5 - code.zero) * code.scale
-    return bool((found - halfway).abs().max() <= 0.01 * code.scale)  # more than float32 errs at 16 bits

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classical.integer.sums import InputCode, per_channel, weighted
+from classical.integer.codes import InputCode
+from classical.integer.sums import per_channel, weighted
 from classical.quantizers import Quantizer
 
 
