@@ -281,7 +281,7 @@ def run_jobs(
     data_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """Run many jobs, their float networks first; a killed run loses what was in progress, the same call goes on.
+    """Run many jobs, each once its float network is there; a killed run loses what was in progress and can go on.
 
     Args:
         jobs: the jobs.
@@ -315,18 +315,25 @@ def run_jobs(
             progress(done, total)
 
     tell()
-    for _ in in_processes(partial(_train_only, out=out, data_dir=data_dir), lacking, workers):
-        done += 1
-        tell()
-    for job, record in in_processes(partial(run_job, out=out, data_dir=data_dir), todo, workers):
-        records[job] = record
+    # Jobs wait for their float network: otherwise each would train one.
+    for finished, record in in_processes(
+        partial(_run_either, out=out, data_dir=data_dir),
+        [*lacking, *(job for job in todo if job.float_job not in lacking)],
+        workers,
+        lambda each: [job for job in todo if job.float_job == each],
+    ):
+        if isinstance(finished, Job) and record is not None:
+            records[finished] = record
         done += 1
         tell()
     return [records[job] for job in jobs]
 
 
-def _train_only(job: FloatJob, out: Path, data_dir: Path | None) -> None:
+def _run_either(job: FloatJob | Job, out: Path, data_dir: Path | None) -> Record | None:
+    if isinstance(job, Job):
+        return run_job(job, out, data_dir)
     float_model(job, out, data_dir)  # a network need not travel between processes: its file is there
+    return None
 
 
 def load_job(job: Job, out: Path, data_dir: Path | None = None) -> nn.Module:

@@ -80,7 +80,7 @@ class _Work:
                 if isinstance(compiled, Composed):  # what is kept then is not values of this circuit
                     raise
                 kept = np.pad(failure.values.reshape(len(x), -1), ((0, 0), (0, TRUNCATION)), constant_values=np.nan)
-                raise Unfinished(failure.reason, kept, failure.missing.all(axis=1)) from failure
+                raise Unfinished(failure.reason, kept, np.all(failure.missing, axis=1)) from failure
             lost = _numbers(truncation_of(compiled))
             return np.concatenate([values, np.tile(lost, (len(values), 1))], axis=1)
 
@@ -202,7 +202,7 @@ class DistributedCompiled:
         except JobFailed as failure:
             values = failure.values[:, 0, :numbers].reshape(shape)
             # A chunk that failed may have kept some filters of a patch.
-            raise JobFailed(failure.reason, values, np.isnan(values).all(axis=-1)) from failure.__cause__
+            raise JobFailed(failure.reason, values, np.asarray(np.isnan(values).all(axis=-1))) from failure.__cause__
         self.truncation_error = _worst(found[:, numbers:])
         return torch.from_numpy(found[:, :numbers]).to(weights).reshape(shape)
 

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as first_done
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -30,13 +32,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+def in_processes(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    then: Callable[[Job], Iterable[Job]] | None = None,
+) -> Iterator[tuple[Job, Result]]:
     """Call `function` on every job, each in one of `workers` processes; jobs and results as they finish.
 
     Args:
         function: importable from its module, or a functools.partial of such a one.
         jobs: what it is called with; they travel by pickle.
         workers: with 1, everything runs in this process.
+        then: called with each job that is finished; jobs that waited for it, which follow those that wait already.
 
     Raises:
         ValueError: workers below 1.
@@ -44,18 +52,25 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, but is {workers}")
-    if min(workers, len(jobs)) <= 1:
-        for job in jobs:
+    if workers == 1 or (then is None and len(jobs) <= 1):
+        waiting = deque(jobs)
+        while waiting:
+            job = waiting.popleft()
             with one_thread():
                 result = function(job)
+            waiting.extend(then(job) if then is not None else ())
             yield job, result
         return
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads, half alive
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
     try:
         futures: dict[Future[Result], Job] = {pool.submit(function, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        while futures:
+            for future in first_done(futures, return_when=FIRST_COMPLETED).done:
+                job, result = futures.pop(future), future.result()
+                for each in then(job) if then is not None else ():
+                    futures[pool.submit(function, each)] = each
+                yield job, result
     except BrokenProcessPool:
         raise OSError(
             "a worker process ended unexpectedly (out of memory?): run again, or with fewer workers; what is finished "

@@ -391,7 +391,7 @@ def _settle(small: nn.Module, batches: Sequence[Tensor]) -> None:
 @torch.no_grad()
 def _targets(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """For each image the model's scores, then a 1 for the true class and 0 for the others."""
-    teacher = private_copy(model).eval()
+    teacher = private_copy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     scores = torch.cat([teacher(batch) for batch in torch.split(images, _CALIBRATION)])
     return torch.cat((scores, one_hot(labels, scores.shape[1]).to(scores.dtype)), 1)
 

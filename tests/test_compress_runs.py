@@ -112,6 +112,9 @@ def test_processes():
     jobs = [9.0, 4.0, 16.0]
     for workers in (1, 2):
         assert dict(in_processes(math.sqrt, jobs, workers)) == {9.0: 3.0, 4.0: 2.0, 16.0: 4.0}
+        assert list(in_processes(math.sqrt, [], workers)) == []
+        order = list(in_processes(math.sqrt, [256.0], workers, lambda job: [math.sqrt(job)] * (job > 4)))
+        assert order == [(256.0, 16.0), (16.0, 4.0), (4.0, 2.0)]
     with pytest.raises(ValueError, match="math domain"):
         list(in_processes(math.sqrt, [1.0, -1.0], 1))
     with pytest.raises(ValueError, match="workers must be at least 1, but is 0"):
@@ -335,8 +338,8 @@ def test_published_figures_stand_beside_those_of_mnist(dataset, shown, tmp_path,
 def test_scripts_train_on_all_images_and_look_at_the_test_part(tmp_path, script, monkeypatch):
     seen = []
     module = importlib.import_module("qconv.compression_runs")
-    monkeypatch.setattr(module, "run_job", lambda job, **_: seen.append(job) or 1 / 0)
-    monkeypatch.setattr(module, "_train_only", lambda job, **_: None)
+    monkeypatch.setattr(module, "run_job", lambda job, *_: seen.append(job) or 1 / 0)
+    monkeypatch.setattr(module, "float_model", lambda *_: None)
     with pytest.raises(ZeroDivisionError):
         script("pruned_lenet", "--workers", "1", "--out", tmp_path)
     assert (seen[0].float_job.dataset, seen[0].float_job.validate, seen[0].float_job.n_train) == ("mnist", False, None)
