@@ -40,8 +40,13 @@ def tiny_trial(script: ModuleType) -> Any:
         net(torch.randn(64, 3, 6, 6))
         net.eval()
         x, seen = torch.randn(60, 3, 6, 6), torch.randn(20, 3, 6, 6)
-    labels, sure = script.scores(net, x).argmax(1), torch.arange(60) % 2 == 0
-    return script.Trial(net, seen, x, labels, sure, 5.0, {"input_mean": 0.0, "images": x}, "noise")
+    said, place = script.scores(net, x).argmax(1), torch.arange(60)
+    labels = {
+        "agrees": said,
+        "agrees, sure": said.where(place % 2 == 0, script.NOT_COUNTED),
+        "right": said.where(place < 40, script.NOT_COUNTED),
+    }
+    return script.Trial(net, seen, x, labels, 5.0, {"input_mean": 0.0, "images": x}, "noise")
 
 
 def test_every_method_has_a_row(
@@ -54,38 +59,38 @@ def test_every_method_has_a_row(
     text = capsys.readouterr().out
     found = rows(text)
     assert set(script.METHODS) <= set(found)
-    assert found["method"] == [
-        "as published (all)",
-        "as published (sure)",
-        "rescaled (all)",
-        "rescaled (sure)",
-        "published, float / int8",
-    ]
-    # Two equal shares are not certain: their spread counts as one image, 1 / 60 or 1 / 30.
-    assert found["float"][:4] == ["100.00", "100.00", "100.00 ± 14.97", "100.00 ± 29.95"]
-    values = {name: float(cells[2].split(" ±")[0]) for name, cells in found.items() if name in script.METHODS}
+    columns = ("agrees", "agrees, sure", "right")
+    ways = [f"{way}: {column}" for way in ("as published", "rescaled") for column in columns]
+    assert found["method"] == [*ways, "published, float / int8"]
+    # Two equal shares are not certain: their spread counts as one image, 1 / 60, 1 / 30 or 1 / 40.
+    assert found["float"][:6] == [*["100.00"] * 3, "100.00 ± 14.97", "100.00 ± 29.95", "100.00 ± 22.46"]
+    values = {name: float(cells[3].split(" ±")[0]) for name, cells in found.items() if name in script.METHODS}
     assert values["naive"] < values["+ bias correction (all of DFQ)"]
-    assert found["naive"][4] == "71.7 / 0.1"
-    # Labels are the float network's own predictions: both losses are said, and neither is what the goal is about.
-    both = re.search(r"loses ([-+., \d]+) points of agreement on all crops and ([-+., \d]+) on the sure ones", text)
-    assert both is not None
-    for column, losses in enumerate(both.groups()):
-        lost = [float(loss) for loss in losses.split(", ")]
+    assert found["naive"][6] == "71.7 / 0.1"
+    # What is lost in each column, of which the last alone is accuracy.
+    says = r"loses ([-+., \d]+) points of accuracy .*; goal 5.0 at most: (met|missed) on these photos; .*unverified. "
+    says += r"Of agreement it loses ([-+., \d]+) \(agrees\) and ([-+., \d]+) \(agrees, sure\) points"
+    all_said = re.search(says, text)
+    assert all_said is not None
+    accuracy, met, agrees, sure = all_said.groups()
+    losses = [[float(loss) for loss in part.split(", ")] for part in (agrees, sure, accuracy)]
+    for column, lost in enumerate(losses):
         assert lost[0] == pytest.approx(100 - float(found[script.DFQ][column]), abs=0.011)
-        mean = float(found[script.DFQ][2 + column].split(" ±")[0])
+        mean = float(found[script.DFQ][3 + column].split(" ±")[0])
         assert (lost[1] + lost[2]) / 2 == pytest.approx(100 - mean, abs=0.011)
-    assert "the goal, 5.0 points of it at most, is unverified without the CIFAR-10 test images" in text
-    assert not re.search(r"\b(met|missed)\b", text)
-    low, high = script.wilson(float(found[script.DFQ][0]) / 100, 60)
+    assert (met == "met") == (max(losses[2]) <= 5)
+    low, high = script.wilson(float(found[script.DFQ][2]) / 100, 40)
     assert f"to {100 * low:.1f} to {100 * high:.1f} % (95 %, Wilson, and crops of one photo are alike" in text
 
 
 @pytest.mark.parametrize(("goal", "says"), [(100.0, "at most: met."), (-100.0, "at most: missed.")])
 def test_a_goal_is_judged_by_labels(script: ModuleType, goal: float, says: str) -> None:
-    trial = tiny_trial(script)._replace(sure=None, goal=goal)
-    right = [torch.arange(60) < count for count in (60, 58, 50)]
-    text = script.table("ResNet-20", trial, {"float": [torch.ones(60, dtype=torch.bool)] * 3, script.DFQ: right})
-    assert f"All of DFQ loses +0.00, +3.33, +16.67 points (as published, then each seed); goal {goal} {says}" in text
+    right = torch.arange(60) % 4
+    trial = tiny_trial(script)._replace(labels={"": right}, goal=goal)
+    said = [right.where(torch.arange(60) < count, 7) for count in (60, 58, 50)]
+    text = script.table("ResNet-20", trial, {"float": [right] * 3, script.DFQ: said})
+    losses = "+0.00, +3.33, +16.67 points of accuracy"
+    assert f"All of DFQ loses {losses} (as published, then each seed); goal {goal} {says}" in text
     assert "(95 %, Wilson)" in text
     assert rows(text)["method"] == ["as published", "rescaled"]
 
@@ -134,21 +139,31 @@ def test_photos_to_calibrate_on_give_no_crop_to_score_on(script: ModuleType, mon
     with torch.random.fork_rng():
         torch.manual_seed(0)
         trial = script.resnet20(None, None)
-    assert (len(trial.seen), len(trial.inputs)) == (20, 100)
+    # Ten photos to score on, of which three are birds and one a frog, each also mirrored.
     seen, scored = script.held_out(30)
+    birds = [k for k in scored.tolist() if 7 <= k < 25]
+    assert (len(trial.seen), len(trial.inputs)) == (20, 100 + 10 * len(birds))
+    assert list(trial.labels) == ["agrees", "agrees, sure", "right"] or list(trial.labels) == ["agrees", "right"]
+    truth = trial.labels["right"]
+    assert truth[:10].tolist() == truth[90:100].tolist() == [2 if k in birds else -1 for k in scored.tolist()]
+    assert (truth[100:] == 2).all()
+    torch.testing.assert_close(
+        trial.inputs[100 : 100 + len(birds)],
+        script.ResNet20.normalize(script.crops(photos[birds].flip(3)))[: len(birds)],
+    )
     whole = script.ResNet20.normalize(script.crops(photos)[:30])
     torch.testing.assert_close(trial.seen, whole[seen])
     torch.testing.assert_close(trial.inputs[:10], whole[scored])
     trial = script.mobilenet_v2(None, 4)
     assert torch.equal(trial.seen, script.MobileNetV2.normalize(photos)[seen])
     assert torch.equal(trial.inputs, script.MobileNetV2.normalize(photos)[scored[:4]])
-    assert torch.equal(trial.labels, scored[:4])
+    assert torch.equal(trial.labels[""], scored[:4])
     monkeypatch.setattr(script, "cifar10_test", lambda data_dir: Part(photos, labels))
     trial = script.resnet20(None, 8)
-    assert trial.sure is None
     seen, scored = script.held_out(28)
     assert torch.equal(trial.seen, script.ResNet20.normalize(photos)[seen])
-    assert torch.equal(trial.labels, scored)
+    assert list(trial.labels) == [""]
+    assert torch.equal(trial.labels[""], scored)
 
 
 @pytest.mark.parametrize(
