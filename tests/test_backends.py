@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import oracle
 import pennylane as qml
@@ -12,9 +10,7 @@ from strategies import circuits
 from circuits import Angle, Channel, Circuit, Gate, NoiseModel, kernel
 from qconv import load_backend, simulate
 from qconv.backends import backend_names
-from qconv.backends.auto import TYPICAL
 from qconv.backends.contraction import contract
-from qconv.backends.costs import Call, seconds
 from qconv.backends.protocol import measurement_settings
 from qconv.backends.uploads import Uploads
 from qconv.testing import check_backend
@@ -215,92 +211,6 @@ def test_basic_entangler_is_pennylanes_template():
     np.testing.assert_allclose(ours, template(x[0].numpy(), w[0].numpy()), atol=1e-12)
 
 
-NOISE = NoiseModel(
-    (
-        ("CNOT", Channel("depolarizing", 0.05)),
-        ("*", Channel("amplitude_damping", 0.07)),
-        ("Rot", Channel("phase_flip", 0.03)),
-        ("RY", Channel("phase_damping", 0.1)),
-        ("RY", Channel("bit_flip", 0.02)),
-    )
-)
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        load_backend("fourier"),
-        load_backend("statevector"),
-        load_backend("pennylane", device="default.mixed"),
-        load_backend("qiskit"),
-    ],
-    ids=["fourier", "statevector", "default.mixed", "aer"],
-)
-@pytest.mark.parametrize("encoding", ["angle", "angle_z"])
-def test_noise_agrees_with_the_density_matrix(backend, encoding):
-    circuit = kernel("strongly_entangling", 3, encoding=encoding, readout=["ZII", "XYI", "IIZ"])
-    x, w = draw_numbers(circuit)
-    want = np.array([[oracle.run_noisy(circuit, p.numpy(), f.numpy(), NOISE) for f in w] for p in x])
-    assert np.abs(want - expected(circuit, x, w)[0]).max() > 0.1
-    np.testing.assert_allclose(simulate(circuit, x, w, backend=backend, noise=NOISE), want, atol=1e-10)
-
-
-def test_noisy_fourier_gradient_is_the_parameter_shifts():
-    circuit = kernel("strongly_entangling", 2)
-    gradients = []
-    for backend in ("fourier", "qiskit"):
-        x, w = (t.requires_grad_() for t in draw_numbers(circuit))
-        simulate(circuit, x, w, backend=backend, noise=NOISE).square().sum().backward()
-        gradients.append((x.grad, w.grad))
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        load_backend("qiskit"),
-        load_backend("pennylane"),
-        load_backend("pennylane", device="lightning.qubit"),
-        load_backend("auto"),
-    ],
-    ids=["aer", "default.qubit", "lightning.qubit", "auto"],
-)
-def test_shots_stay_within_the_binomial_bound(backend):
-    circuit = kernel("strongly_entangling", 3, readout=["ZII", "IZZ", "XIY"])
-    x, w = draw_numbers(circuit, patches=12)
-    shots = 400
-    exact = simulate(circuit, x, w, backend="statevector")
-    sampled = simulate(circuit, x, w, backend=backend, shots=shots, seed=7)
-    # Values are means of +-1: the number of +1 is an integer and binomial. 72 values within 4.5 sigma: p < 1e-3.
-    ups = (sampled + 1) / 2 * shots
-    torch.testing.assert_close(ups, ups.round(), atol=1e-6, rtol=0)
-    z = (sampled - exact) / ((1 - exact**2) / shots).sqrt()
-    assert z.abs().max() < 4.5
-    # And they are spread as they should be: the sum of squares is chi-squared (here within 5 sigma, rows correlated).
-    assert abs(float(z.square().mean()) - 1) < 5 * (2 / 72) ** 0.5
-    assert z.abs().max() > 1
-
-
-@pytest.mark.parametrize("backend", ["qiskit", "pennylane"])
-def test_shots_repeat_under_a_seed_and_differ_between_calls(backend):
-    circuit = kernel("heisenberg", 2)
-    x, w = draw_numbers(circuit)
-    first, again = (load_backend(backend).compile(circuit, shots=200, seed=5) for _ in range(2))
-    one, two = first(x, w), first(x, w)
-    assert torch.equal(one, again(x, w))
-    assert not torch.equal(one, two)
-
-
-def test_aer_draws_every_patch_on_its_own():
-    circuit = kernel("heisenberg", 2)
-    x, w = draw_numbers(circuit, patches=1, filters=1)
-    values = simulate(circuit, x.expand(300, -1), w, backend="qiskit", shots=100, seed=1)[:, 0]
-    exact = simulate(circuit, x, w)[0, 0]
-    spread = ((1 - exact**2) / 100).sqrt()
-    torch.testing.assert_close(values.std(0) / spread, torch.ones(2).double(), atol=5 / (2 * 300) ** 0.5, rtol=0)
-
-
 @pytest.mark.parametrize("encoding", ["angle", "amplitude"])
 @pytest.mark.parametrize("options", [{}, {"shots": 50, "seed": 0}], ids=["exact", "shots"])
 @pytest.mark.parametrize("backend", ["fourier", "statevector", "pennylane", "qiskit"])
@@ -364,77 +274,6 @@ def test_conformance_of_fourier():
     assert len(ran) == 7
 
 
-def test_auto_says_what_it_chose():
-    auto = load_backend("auto")
-    reupload = kernel("product", 2) + kernel("product", 2)
-    strings = ["".join(letters) for letters in itertools.product("XYZ", repeat=4)]
-    for circuit, shots, noise, name in [
-        (kernel("heisenberg", 4), None, None, "fourier"),
-        (kernel("heisenberg", 4), None, NOISE, "fourier"),
-        (kernel("heisenberg", 4, encoding="amplitude"), None, None, "fourier"),
-        (kernel("heisenberg", 4, encoding="amplitude"), None, NOISE, "fourier"),
-        (kernel("heisenberg", 4, encoding="amplitude", readout=strings), None, None, "statevector"),
-        (kernel("heisenberg", 4, encoding="amplitude", readout=strings), None, NOISE, "fourier"),
-        (kernel("heisenberg", 9, encoding="amplitude"), None, None, "statevector"),
-        (kernel("heisenberg", 9, encoding="amplitude"), None, NOISE, "statevector: density matrices"),
-        (reupload, None, None, "statevector"),
-        (reupload, None, NOISE, "statevector: density matrices"),
-        (kernel("product", 11) + kernel("product", 11), None, NOISE, "pennylane"),
-        (kernel("heisenberg", 9), None, None, "statevector"),
-        (kernel("heisenberg", 11), None, None, "statevector"),
-        (kernel("strongly_entangling", 9), None, None, "fourier"),
-        (kernel("strongly_entangling", 25), None, None, "fourier"),
-        (kernel("heisenberg", 4), 100, None, "statevector: 100 shots"),
-        (kernel("heisenberg", 4), 100, NOISE, "statevector: 100 shots"),
-        (reupload, 100, NOISE, "statevector: 100 shots"),
-        (kernel("heisenberg", 18), 100, None, "qiskit: 100 shots"),
-        (kernel("heisenberg", 8), 100, NOISE, "qiskit: 100 shots"),
-        (kernel("heisenberg", 21), 100, None, "qiskit: 100 shots are counts of AerSimulator; since backend 'state"),
-    ]:
-        forced = auto.forced(circuit, shots, noise)
-        if forced is None:
-            reason = auto.compile(circuit, noise=noise).reason(TYPICAL)
-            assert "predicted" in reason
-        else:
-            backend, reason = forced
-            assert backend.name == name.partition(":")[0]
-        assert reason.startswith(name)
-
-
-def test_auto_takes_the_way_that_the_model_prices_lowest():
-    circuit = kernel("strongly_entangling", 8)
-    compiled = load_backend("auto").compile(circuit)
-    assert len(compiled.ways) == 3
-    for call in (Call(1, training=False), Call(1), Call(100_000), Call(100_000, 4, False, "cpu", False)):
-        prices = {name: seconds(way, call) for name, way in compiled.ways.items()}
-        name, price = compiled.ranking(call)[0]
-        assert price == min(prices.values())
-        assert compiled.pick(*call) is compiled.ways[name]
-        assert compiled.reason(call).startswith(name)
-    # A backward pass, more patches and more filters cost more.
-    for way in compiled.ways.values():
-        few = seconds(way, Call(1000, 1, False))
-        assert few < seconds(way, Call(1000, 1, True)) < seconds(way, Call(100_000, 1, True))
-        assert few < seconds(way, Call(1000, 8, False))
-
-
-def test_every_way_of_auto_has_the_same_values():
-    for circuit in (
-        kernel("strongly_entangling", 8),
-        kernel("heisenberg", 3),
-        kernel("heisenberg", 3, encoding="amplitude"),
-    ):
-        compiled = load_backend("auto").compile(circuit)
-        assert len(compiled.ways) > 1
-        rng = torch.Generator().manual_seed(0)
-        x = torch.rand(5, circuit.n_inputs, dtype=torch.float64, generator=rng)
-        w = torch.rand(2, circuit.n_weights, dtype=torch.float64, generator=rng)
-        want = load_backend("statevector").compile(circuit)(x, w)
-        for way in compiled.ways.values():
-            torch.testing.assert_close(way(x, w), want, atol=1e-10, rtol=0)
-        torch.testing.assert_close(compiled(x, w), want, atol=1e-10, rtol=0)
-
-
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 700))
 def test_contraction_is_the_sum_it_says(sizes, rows, patches):
     rng = np.random.default_rng(0)
@@ -485,6 +324,7 @@ def test_a_backend_of_your_own_is_differentiated_by_shifts():
     assert len(check_backend(Mine())) == 8
 
 
+NOISE = NoiseModel((("CNOT", Channel("depolarizing", 0.05)),))
 BIG = Circuit(2, (Gate("RY", (0,), (Angle("input", 1),)), Gate("RX", (1,), (Angle("weight", 2),))), ("ZZ",))
 
 
