@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from classical.data_free import Report
@@ -21,6 +20,7 @@ from qconv.data import Split
 from qconv.energy.count import Counts, Row, count
 from qconv.energy.prices import estimate
 from qconv.energy.units import joules
+from qconv.layouts import pooling_fast
 from qconv.recipes import DISTILL, Progress, Recipe, carry_out, recipe, structure
 from qconv.rows import write_atomically
 from qconv.train import evaluate
@@ -173,8 +173,8 @@ def load_compressed(
 def measure(model: nn.Module, data: Split, file_bytes: int) -> Measures:
     """Measure a model that takes so many bytes as a file."""
     counts = count(private_copy(model), tuple(data.test.images.shape[1:]))
-    quick = private_copy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    test, validation = evaluate(quick, *data.test), evaluate(quick, *data.validation)
+    fast = pooling_fast(model)
+    test, validation = evaluate(fast, *data.test), evaluate(fast, *data.validation)
     sparse = counts.skipping_zeros()
     # The file stands in for the weights that each layer would read.
     rows = [replace(row, operations=_without_weights(row.operations)) for row in sparse.rows]

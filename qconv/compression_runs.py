@@ -320,7 +320,7 @@ def run_jobs(
         partial(_run_either, out=out, data_dir=data_dir),
         [*lacking, *(job for job in todo if job.float_job not in lacking)],
         workers,
-        lambda each: [job for job in todo if job.float_job == each],
+        (lambda each: [job for job in todo if job.float_job == each]) if lacking else None,
     ):
         if isinstance(finished, Job) and record is not None:
             records[finished] = record

@@ -70,19 +70,24 @@ class _Work:
         return x, w
 
     def values(self, rows: Real, seed: int) -> Real:
-        """Values of patches (R, n_inputs), and behind them what was truncated: (R, F n_obs + TRUNCATION)."""
+        """Values of patches (R, n_inputs), behind them what was truncated, and a 1 for each filter without values.
+
+        Returns:
+            (R, F n_obs + TRUNCATION + F).
+        """
         x, w = self._pair(rows)
         with self._turn(), torch.no_grad():
             compiled = self._compile(seed)
             try:
                 values = compiled(x, w).flatten(1).double().numpy()
             except JobFailed as failure:
-                if isinstance(compiled, Composed):  # what is kept then is not values of this circuit
-                    raise
-                kept = np.pad(failure.values.reshape(len(x), -1), ((0, 0), (0, TRUNCATION)), constant_values=np.nan)
+                if isinstance(compiled, Composed) and not isinstance(compiled, DistributedCompiled):
+                    raise  # what is kept then is not values of this circuit
+                parts = (failure.values.reshape(len(x), -1), np.full((len(x), TRUNCATION), np.nan), failure.missing)
+                kept = np.concatenate(parts, axis=1)
                 raise Unfinished(failure.reason, kept, np.all(failure.missing, axis=1)) from failure
-            lost = _numbers(truncation_of(compiled))
-            return np.concatenate([values, np.tile(lost, (len(values), 1))], axis=1)
+            lost = np.tile(_numbers(truncation_of(compiled)), (len(values), 1))
+            return np.concatenate([values, lost, np.zeros((len(x), len(w)))], axis=1)
 
     def slopes(self, rows: Real, grad: Real, seed: int, wanted: tuple[bool, bool]) -> Slopes:
         """Gradients with respect to the patches and, summed over them, the weights, from that of the values."""
@@ -196,14 +201,14 @@ class DistributedCompiled:
         """Values, without gradients."""
         work, shape = self._work(weights), (len(inputs), len(weights), len(self.circuit.observables))
         numbers = shape[1] * shape[2]
+        columns = numbers + TRUNCATION + shape[1]
         try:
-            rows = _plain(inputs)
-            found = run_in_jobs(work.values, rows, numbers + TRUNCATION, self._rng, self._patches, self._executor)
+            found = run_in_jobs(work.values, _plain(inputs), columns, self._rng, self._patches, self._executor)
         except JobFailed as failure:
             values = failure.values[:, 0, :numbers].reshape(shape)
-            # A chunk that failed may have kept some filters of a patch.
-            raise JobFailed(failure.reason, values, np.asarray(np.isnan(values).all(axis=-1))) from failure.__cause__
-        self.truncation_error = _worst(found[:, numbers:])
+            missing = failure.missing | (failure.values[:, 0, numbers + TRUNCATION :] == 1)
+            raise JobFailed(failure.reason, values, missing) from failure.__cause__
+        self.truncation_error = _worst(found[:, numbers : numbers + TRUNCATION])
         return torch.from_numpy(found[:, :numbers]).to(weights).reshape(shape)
 
     def slopes(

@@ -66,7 +66,8 @@ def in_processes(
     try:
         futures: dict[Future[Result], Job] = {pool.submit(function, job): job for job in jobs}
         while futures:
-            for future in first_done(futures, return_when=FIRST_COMPLETED).done:
+            done = first_done(futures, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda each: each.exception() is not None):  # what is done is not lost
                 job, result = futures.pop(future), future.result()
                 for each in then(job) if then is not None else ():
                     futures[pool.submit(function, each)] = each

@@ -36,6 +36,7 @@ from classical.quantizers import quantizer, quantizer_names
 from classical.storage.sharing import share_parameter
 from qconv.binarization import reestimate
 from qconv.compression_checks import SIGNS, check_inputs
+from qconv.layouts import lay_out, pooling_fast
 from qconv.train import fit
 
 LEAST_STEPS = 1000
@@ -337,8 +338,7 @@ def carry_out(
     loss = partial(_distilled, share=chosen.distill) if targets is not labels else cross_entropy
 
     def train(step: str, on_step: Callable[[], object] | None = None) -> None:
-        # Pooling and batch normalization are faster where the channels of a pixel lie together.
-        small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(small, images[:2])
         with _without_dropout(small):
             fit(
                 small,
@@ -391,7 +391,7 @@ def _settle(small: nn.Module, batches: Sequence[Tensor]) -> None:
 @torch.no_grad()
 def _targets(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """For each image the model's scores, then a 1 for the true class and 0 for the others."""
-    teacher = private_copy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = pooling_fast(model).eval()
     scores = torch.cat([teacher(batch) for batch in torch.split(images, _CALIBRATION)])
     return torch.cat((scores, one_hot(labels, scores.shape[1]).to(scores.dtype)), 1)
 

@@ -48,6 +48,25 @@ def convolutional(data):
     return model.eval()
 
 
+class Viewing(nn.Module):
+    """Takes a view of its last images, whose channels then cannot lie together."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.linear(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("method", ["int8", "dfq", "lsq4", "prune"])
+def test_a_network_that_takes_views_is_compressed(data, method):
+    made = compress(Viewing(), data, method=method, epochs=None if method in ("int8", "dfq") else 1)
+    assert 0 <= made.after.accuracy <= 1
+    assert made.after.bytes < made.before.bytes
+
+
 def weights(model):
     return {name: p.detach().clone() for name, p in model.state_dict().items()}
 

@@ -86,6 +86,16 @@ def test_many_jobs_train_each_float_network_once(tmp_path, monkeypatch):
     assert told == [(6, 6)]
 
 
+def test_many_jobs_in_processes(tmp_path):
+    jobs = [Job(replace(FLOAT, seed=seed), method, epochs=0) for seed in (0, 1) for method in ("int8", "int4_channel")]
+    told = []
+    records = run_jobs(jobs, tmp_path / "two", workers=2, progress=lambda *a: told.append(a))
+    assert told == [(done, 6) for done in range(7)]
+    assert [record.job for record in records] == jobs
+    alone = run_jobs(jobs, tmp_path / "one")
+    assert [(r.before, r.after) for r in records] == [(r.before, r.after) for r in alone]
+
+
 def test_a_float_network_read_back_is_the_one_trained(tmp_path):
     (trained, seconds), (read, kept) = (float_model(FLOAT, tmp_path) for _ in range(2))
     assert seconds == kept > 0

@@ -200,6 +200,14 @@ def test_values_of_a_chunk_that_failed_in_part_are_kept(wrap):
         assert kept.missing[3:6].all()
         return
     assert np.argwhere(kept.missing[:6]).tolist() == [[4, 1]]
+    # Numbers that are no numbers are not missing; chunks of chunks keep the same.
+    w[1] = torch.nan
+    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as outer:
+        for backend in (distribute(Refusing(), executor, 3), distribute(distribute(Refusing(), executor, 2), outer, 4)):
+            with pytest.raises(JobFailed) as failed:
+                backend.compile(CIRCUIT)(x, w)
+            assert np.argwhere(failed.value.missing[:6]).tolist() == [[4, 1]]
+    w = draw(CIRCUIT)[1]
     right = simulate(CIRCUIT, x, w, backend="statevector").numpy()
     assert abs(kept.values - right)[~kept.missing].max() < 1e-12
 

@@ -1,11 +1,16 @@
 """Codes of real inputs against the quantizers that define them: thresholds, compiled loops."""
 
+import pickle
+
 import pytest
 import torch
 from test_quantized_layers import sample
 from torch import Tensor
 
+from classical.integer import integer_twin
 from classical.integer.codes import input_code, rounds_to_nearest, thresholds
+from classical.integer.layers import IntegerLayer
+from classical.layers import QuantizedLinear
 from classical.quantizers import Quantizer, quantizer, quantizer_names
 
 NAMES = [name for name in quantizer_names("activation") if name not in ("float", "xnor") and not name.startswith("lq")]
@@ -76,3 +81,40 @@ def test_compiled_codes_are_the_quantizers(name: str, dtype: torch.dtype) -> Non
     x[0, 3] = torch.nan
     with pytest.raises(ValueError, match="input holds NaN"):
         code.encode(activation, x)
+
+
+def twin_of(seed: int, scale: float = 1.0, activation: str = "int8") -> tuple[IntegerLayer, Tensor]:
+    layer = QuantizedLinear(6, 5, weight="int8", activation=activation)
+    with torch.no_grad():
+        layer.weight.copy_(sample(5, 6, seed=seed))
+    x = scale * sample(9, 6, seed=seed)
+    layer(x)
+    return integer_twin(layer.eval()), x
+
+
+@pytest.mark.parametrize("activation", ["int8", "lsq4"])
+def test_the_state_of_another_code_is_refused(activation: str) -> None:
+    """Its padding, corrections and compiled loops would be those of the codes that it was built for."""
+    twin, x = twin_of(0, activation=activation)
+    copied, _ = twin_of(0, activation=activation)
+    copied.load_state_dict(twin.state_dict())
+    assert torch.equal(copied(x), twin(x))
+    other, _ = twin_of(1, 3.0, activation)
+    with pytest.raises(ValueError, match=r"inputs whose scale, zero, ends.*build the integer twin from the layer"):
+        other.load_state_dict(twin.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_twins_go_where_there_are_no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    twin, x = twin_of(0)
+    right = twin(x)
+    with pytest.raises(ValueError, match="need a batch axis"):
+        twin.encode(x[0])
+    other = twin_of(1)[1][:9]
+    traced = torch.jit.trace(twin, x)
+    assert torch.equal(traced(other), twin(other))
+    twin = pickle.loads(pickle.dumps(twin))
+    monkeypatch.setattr("classical.integer.loading.find_spec", lambda name: None)
+    assert torch.equal(twin(x), right)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classical.integer.loading import Kernels, load_kernels
 from classical.quantizers import Quantizer
@@ -51,11 +51,20 @@ class InputCode:
         Raises:
             ValueError: x holds NaN.
         """
-        if x.dtype == self.compiled and x.device.type == "cpu":
+        if self._runs_compiled(x):
             return self.nearest(x.detach())
         require_codable(x)
         codes, _, _ = activation.encode(x)
         return (codes - self.shift if self.shift else codes).to(self.dtype)
+
+    def _runs_compiled(self, x: Tensor) -> bool:
+        return (
+            x.dtype == self.compiled
+            and x.device.type == "cpu"
+            and x.dim() > 1  # the quantizer says what is wrong with others
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            and load_kernels("auto") is not None  # built in a place that had them
+        )
 
     def nearest(self, x: Tensor) -> Tensor:
         """clip(round(x / scale) + zero) in one pass of a compiled loop, x float32 or float64 on the CPU.
@@ -70,6 +79,33 @@ class InputCode:
         if load_kernels("numba").nearest(reals, *ends, codes.numpy().reshape(-1)):
             raise ValueError(HOLDS_NAN)
         return codes
+
+
+class Coded(nn.Module):
+    """A module that was built for one code, and refuses the state of one that was built for another.
+
+    Attributes:
+        code: of its inputs.
+    """
+
+    code: InputCode
+
+    def get_extra_state(self) -> Tensor:
+        """The code as numbers."""
+        code = self.code
+        return torch.tensor([code.scale, code.zero, code.low, code.high, code.step, code.shift], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Check that a state is of the same code.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise ValueError(
+                f"state is of inputs whose scale, zero, ends, step and shift are {state.tolist()}, but here they are "
+                f"{self.get_extra_state().tolist()}: build the integer twin from the layer that the state is of"
+            )
 
 
 def input_code(activation: Quantizer, like: Tensor, kernels: Kernels = "torch") -> InputCode:

@@ -264,8 +264,8 @@ def integer_twin(layer: nn.Module, *, kernels: Kernels = "auto", threads: int = 
     Args:
         layer: a QuantizedConv2d or QuantizedLinear whose input quantizer has integer codes and, where it learns a
             range or a step, has seen a batch in train(). Later changes of the layer do not reach the twin.
-        kernels: "auto" runs sums without multiplications in compiled loops where numba is installed (extra "integer"),
-            "numba" demands them, "torch" does without. The results are the same.
+        kernels: "auto" runs sums without multiplications, and the coding of inputs, in compiled loops where numba is
+            installed (extra "integer"), "numba" demands them, "torch" does without. The results are the same.
         threads: of the compiled loops, over the batch; from 1.
 
     Raises:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classical.integer.codes import InputCode
+from classical.integer.codes import Coded, InputCode
 from classical.integer.sums import per_channel, weighted
 from classical.quantizers import Quantizer
 
 
-class Encode(nn.Module):
+class Encode(Coded):
     """Codes of a real input: the first of two places where a network meets real numbers."""
 
     def __init__(self, quantizer: Quantizer, code: InputCode) -> None:

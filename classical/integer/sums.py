@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from classical.integer.codes import InputCode
+from classical.integer.codes import Coded, InputCode
 from classical.layers import Geometry
 
 
-class Sums(nn.Module):
+class Sums(Coded):
     """Accumulators of a convolution, exact in int32: 2^shift * (sum over the taps of weight * code) + constant.
 
     Padding holds the code of 0. A weight may have several terms, weights of their own that are scaled apart.
