@@ -46,7 +46,8 @@ def tiny_trial(script: ModuleType) -> Any:
         "agrees, sure": said.where(place % 2 == 0, script.NOT_COUNTED),
         "right": said.where(place < 40, script.NOT_COUNTED),
     }
-    return script.Trial(net, seen, x, labels, 5.0, {"input_mean": 0.0, "images": x}, "noise")
+    # The inputs are six crops each of ten photos.
+    return script.Trial(net, seen, x, labels, "right", place % 10, 5.0, {"input_mean": 0.0, "images": x}, "noise")
 
 
 def test_every_method_has_a_row(
@@ -68,28 +69,51 @@ def test_every_method_has_a_row(
     assert values["naive"] < values["+ bias correction (all of DFQ)"]
     assert found["naive"][6] == "71.7 / 0.1"
     # What is lost in each column, of which the last alone is accuracy.
-    says = r"loses ([-+., \d]+) points of accuracy .*; goal 5.0 at most: (met|missed) on these photos; .*unverified. "
-    says += r"Of agreement it loses ([-+., \d]+) \(agrees\) and ([-+., \d]+) \(agrees, sure\) points"
+    says = r"loses ([-+., \d]+) \(agrees\) and ([-+., \d]+) \(agrees, sure\) points of agreement .*"
+    says += r"Of accuracy on 10 photos it loses ([-+., \d]+) points; as published ± [.\d]+ over photos"
     all_said = re.search(says, text)
     assert all_said is not None
-    accuracy, met, agrees, sure = all_said.groups()
-    losses = [[float(loss) for loss in part.split(", ")] for part in (agrees, sure, accuracy)]
-    for column, lost in enumerate(losses):
+    for column, losses in enumerate(all_said.groups()):
+        lost = [float(loss) for loss in losses.split(", ")]
         assert lost[0] == pytest.approx(100 - float(found[script.DFQ][column]), abs=0.011)
         mean = float(found[script.DFQ][3 + column].split(" ±")[0])
         assert (lost[1] + lost[2]) / 2 == pytest.approx(100 - mean, abs=0.011)
-    assert (met == "met") == (max(losses[2]) <= 5)
-    low, high = script.wilson(float(found[script.DFQ][2]) / 100, 40)
-    assert f"to {100 * low:.1f} to {100 * high:.1f} % (95 %, Wilson, and crops of one photo are alike" in text
+    assert "at most 5.0 points of accuracy on CIFAR-10's test images, is unverified without them" in text
+    assert not re.search(r"\b(met|missed)\b", text)
+    assert "of 10 photos, bound the share" in text
+
+
+def test_without_true_labels_nothing_is_called_accurate(script: ModuleType) -> None:
+    trial = tiny_trial(script)
+    labels = {name: column for name, column in trial.labels.items() if name != "right"}
+    said = [trial.labels["agrees"]] * 3
+    text = script.table("ResNet-20", trial._replace(labels=labels, truth=None), {"float": said, script.DFQ: said})
+    assert "accuracy on 10 photos" not in text
+    assert "% of crops (agrees)" in text
+    assert "points of agreement" in text
+    assert "unverified" in text
+
+
+def test_intervals_are_over_photos(script: ModuleType) -> None:
+    """Crops of one photo that are all right or all wrong tell as much as one."""
+    trial = tiny_trial(script)
+    right = torch.zeros(60, dtype=torch.int64)
+    said = right.where(trial.photo < 7, 1)
+    shares = script.over_photos(trial, right, said)
+    assert shares.tolist() == [1.0] * 7 + [0.0] * 3
+    text = script._intervals(trial._replace(labels={"right": right}), [said])
+    half = 2.262157 * float(shares.std()) / 10**0.5
+    assert "70.0 % of crops (right), by all of DFQ as published, of 10 photos" in text
+    assert f"to {100 * (0.7 - half):.1f} to {min(100, 100 * (0.7 + half)):.1f} %" in text
 
 
 @pytest.mark.parametrize(("goal", "says"), [(100.0, "at most: met."), (-100.0, "at most: missed.")])
 def test_a_goal_is_judged_by_labels(script: ModuleType, goal: float, says: str) -> None:
     right = torch.arange(60) % 4
-    trial = tiny_trial(script)._replace(labels={"": right}, goal=goal)
+    trial = tiny_trial(script)._replace(labels={"": right}, truth="", photo=None, goal=goal)
     said = [right.where(torch.arange(60) < count, 7) for count in (60, 58, 50)]
     text = script.table("ResNet-20", trial, {"float": [right] * 3, script.DFQ: said})
-    losses = "+0.00, +3.33, +16.67 points of accuracy"
+    losses = "+0.00, +3.33, +16.67 points"
     assert f"All of DFQ loses {losses} (as published, then each seed); goal {goal} {says}" in text
     assert "(95 %, Wilson)" in text
     assert rows(text)["method"] == ["as published", "rescaled"]
@@ -139,12 +163,17 @@ def test_photos_to_calibrate_on_give_no_crop_to_score_on(script: ModuleType, mon
     with torch.random.fork_rng():
         torch.manual_seed(0)
         trial = script.resnet20(None, None)
-    # Ten photos to score on, of which three are birds and one a frog, each also mirrored.
+    # Ten photos to score on, of which six are birds, these also mirrored.
     seen, scored = script.held_out(30)
     birds = [k for k in scored.tolist() if 7 <= k < 25]
     assert (len(trial.seen), len(trial.inputs)) == (20, 100 + 10 * len(birds))
-    assert list(trial.labels) == ["agrees", "agrees, sure", "right"] or list(trial.labels) == ["agrees", "right"]
-    truth = trial.labels["right"]
+    assert len(birds) == 6
+    assert set(trial.labels) - {"agrees, sure"} == {"agrees", "right"}
+    assert (trial.labels["agrees"][100:] == script.NOT_COUNTED).all()
+    assert (trial.labels["agrees"][:100] != script.NOT_COUNTED).all()
+    assert trial.photo[:10].tolist() == trial.photo[90:100].tolist() == scored.tolist()
+    assert trial.photo[100:106].tolist() == birds
+    truth = trial.labels[trial.truth]
     assert truth[:10].tolist() == truth[90:100].tolist() == [2 if k in birds else -1 for k in scored.tolist()]
     assert (truth[100:] == 2).all()
     torch.testing.assert_close(
@@ -193,6 +222,29 @@ def test_crops_are_the_whole_photo_and_nine_parts(script: ModuleType) -> None:
     torch.testing.assert_close(found[:2].mean((2, 3)), photos.mean((2, 3)), atol=0.01, rtol=0)
     corner = nn.functional.interpolate(photos, size=48, mode="bilinear", antialias=True)[:, :, :32, :32]
     assert torch.equal(found[2:4], corner)
+
+
+def test_classes_of_cifar(script: ModuleType) -> None:
+    """The ends of every run of ImageNet's classes, by their names in its index."""
+    ends = {
+        2: {
+            7: "cock",
+            24: "great grey owl",
+            80: "black grouse",
+            100: "black swan",
+            127: "white stork",
+            146: "albatross",
+        },
+        3: {281: "tabby", 285: "Egyptian cat"},
+        5: {151: "Chihuahua", 268: "Mexican hairless"},
+        6: {30: "bullfrog", 32: "tailed frog"},
+    }
+    found = {number: own for own, numbers in script.CIFAR_CLASSES.items() for number in numbers}
+    for own, names in ends.items():
+        assert {found[number] for number in names} == {own}
+    # Their neighbors, and the pickup.
+    assert not {6, 25, 29, 33, 79, 101, 126, 147, 150, 269, 280, 286, 717} & set(found)
+    assert len(found) == sum(len(numbers) for numbers in script.CIFAR_CLASSES.values())
 
 
 def test_input_ranges(script: ModuleType) -> None:
