@@ -152,7 +152,7 @@ def _tuned(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespa
 def _tables(entries: Sequence[Entry], floating: FloatJob, given: argparse.Namespace, published: str) -> str:
     """Test errors, sizes and modeled energies, mean over seeds."""
     seeds = [replace(floating, seed=seed) for seed in range(given.seeds)]
-    # Backwards, since tables end with what takes longest: begun last, it would leave all processes but one idle.
+    # Backwards: RQ-ST, the slowest, is the last of its table; begun last, it would leave all processes but one idle.
     jobs = [entry.job(seed, entry.rate, given.distill) for entry in reversed(entries) for seed in seeds]
     records = dict(zip(jobs, _run(jobs, given), strict=True))
     goals = given.dataset == "mnist"
