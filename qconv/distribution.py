@@ -180,7 +180,8 @@ class DistributedCompiled:
         """See Compiled.
 
         Raises:
-            JobFailed: If a chunk does not finish; it holds the values of the others.
+            JobFailed: If a chunk does not finish; no further one is begun then, and it holds the values
+                of those that finished.
         """
         check_call(self.circuit, inputs, weights)
         if torch._C._are_functorch_transforms_active():

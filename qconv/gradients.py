@@ -21,7 +21,7 @@ from qconv.backends.differentiation import METHODS as METHODS
 from qconv.backends.differentiation import Differentiation
 from qconv.backends.jobs import JobFailed
 from qconv.backends.loading import as_backend
-from qconv.backends.matrix_products import Truncation, truncation_of
+from qconv.backends.matrix_products import Truncation, approximation_of, truncation_of
 from qconv.backends.protocol import (
     Backend,
     CircuitSize,
@@ -146,6 +146,11 @@ class FromEvaluations(ABC):
     def truncation_error(self) -> Truncation | None:
         """What the last evaluation lost where the backend truncates; see load_backend."""
         return truncation_of(self._compiled)
+
+    @property
+    def approximation(self) -> str:
+        """See approximation_of."""
+        return approximation_of(self._compiled)
 
     def counts(self, patches: int, filters: int) -> Counter[str]:
         """See Compiled: an evaluation without gradients."""

@@ -130,6 +130,19 @@ class Folding(Protocol):
         ...
 
 
+@runtime_checkable
+class Placing(Protocol):
+    """A backend that may run circuits on qubits of its own choice."""
+
+    def measured_qubits(self, circuit: Circuit, shots: int | None) -> list[list[int]] | None:
+        """The qubits that the wires are measured on, by measurement setting; None where wires stay where they are."""
+        ...
+
+    def placed(self, qubits: Sequence[int]) -> Backend:
+        """The same backend with wires on these qubits."""
+        ...
+
+
 def _folding(backend: Backend, scale: int) -> Backend | None:
     """See Folding; also of a backend inside of others."""
     if isinstance(backend, Folding):
@@ -371,7 +384,7 @@ def _inverted(observable: str, noise: NoiseModel) -> dict[str, float]:
 
 def measure_readout(
     backend: Any,
-    n_wires: int,
+    circuit: int | Circuit,
     *,
     shots: int | None = 10_000,
     noise: NoiseModel | None = None,
@@ -383,24 +396,64 @@ def measure_readout(
 
     Args:
         backend: Where the circuits run, or its name.
-        n_wires: Number of wires.
+        circuit: Number of wires; of a device that places circuits on qubits of its own choice the circuit whose errors
+            are to be inverted (`layer.circuit()`), since the errors are those of the qubits that it ends on.
         shots: Samples of each of the two circuits; None for exact values.
         noise: As of Backend.compile.
         seed: As of Backend.compile.
 
     Returns:
         By wire.
+
+    Raises:
+        ValueError: For a number of wires where a device chooses the qubits, or a circuit whose measurement settings end
+            on different ones.
     """
     check_options(shots, noise, seed)
+    n_wires = circuit if isinstance(circuit, int) else circuit.n_wires
+    runner = _where_measured(_loaded(backend), circuit, shots)
     observables = tuple("I" * wire + "Z" + "I" * (n_wires - wire - 1) for wire in range(n_wires))
     none = torch.zeros(1, 0, dtype=torch.float64)
     means: list[list[float]] = []
     for k, flips in enumerate(((), tuple(Gate("X", (wire,)) for wire in range(n_wires)))):
-        circuit = Circuit(n_wires, flips, observables)
-        compiled = _loaded(backend).compile(circuit, shots=shots, noise=noise, seed=_seed_of(seed, k))
+        asked = Circuit(n_wires, flips, observables)
+        compiled = runner.compile(asked, shots=shots, noise=noise, seed=_seed_of(seed, k))
         means.append(compiled(none, none)[0, 0].clamp(-1, 1).tolist())
     zero, one = means
     return {wire: ReadoutError((1 - zero[wire]) / 2, (1 + one[wire]) / 2) for wire in range(n_wires)}
+
+
+def _where_measured(backend: Backend, circuit: int | Circuit, shots: int | None) -> Backend:
+    """A backend whose wires are on the qubits that the circuit's are measured on."""
+    inner: Any = backend
+    while not isinstance(inner, Placing) and isinstance(getattr(inner, "backend", None), Backend):
+        inner = inner.backend
+    if not isinstance(inner, Placing):
+        return backend
+    if isinstance(circuit, int):
+        ends = Circuit(circuit, (Gate("X", (0,)),), ("Z" * circuit,))
+        if inner.measured_qubits(ends, shots) is None:
+            return backend
+        raise ValueError(
+            f"circuit is a number of wires, {circuit}, but {backend.name} chooses the qubits of each circuit: give the "
+            "circuit itself, such as layer.circuit(), so that the qubits are measured that it ends on"
+        )
+    places = inner.measured_qubits(circuit, shots)
+    if places is None:
+        return backend
+    if any(other != places[0] for other in places):
+        raise ValueError(
+            f"measurement settings of the circuit end on the qubits {places}: give observables of one setting, "
+            "circuit.with_observables(...), and measure each setting's errors for itself"
+        )
+    if inner is not backend:
+        raise ValueError(f"{backend.name} wraps a backend that places circuits on qubits: give that backend itself")
+    placed = inner.placed(places[0])
+    assert isinstance(placed, Placing)
+    check = Circuit(circuit.n_wires, (Gate("X", (0,)),), ("Z" * circuit.n_wires,))
+    if placed.measured_qubits(check, shots) != places[:1]:
+        raise ValueError(f"{backend.name} does not keep to the qubits {places[0]}: measure on another device")
+    return placed
 
 
 def _seed_of(seed: int | None, k: int) -> int | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from circuits.circuit import Circuit
 from circuits.noise import NoiseModel
 from qconv.backends.jobs import JobFailed, ranges
-from qconv.backends.matrix_products import Truncation, truncation_of
+from qconv.backends.matrix_products import Truncation, approximation_of, truncation_of
 from qconv.backends.protocol import Backend, check_options, measurement_settings
 from qconv.simulation import evaluate
 
@@ -64,6 +64,7 @@ class Outcome:
         counts: By measurement setting; None for exact values and where there are too many wires to count.
         failure: What failed and which rows it left out, in a sentence; empty if nothing did.
         truncation: What a backend that truncates lost, the worst row's; None for others.
+        approximation: What a simulator truncates without telling what that lost; empty for others.
     """
 
     circuit: str
@@ -79,6 +80,7 @@ class Outcome:
     counts: tuple[Counted, ...] | None
     failure: str = ""
     truncation: Truncation | None = None
+    approximation: str = ""
 
     def record(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -103,6 +105,7 @@ class Outcome:
             "truncation": None
             if self.truncation is None
             else asdict(self.truncation) | {"value_error": self.truncation.value_error},
+            "approximation": self.approximation or None,
         }
 
 
@@ -147,6 +150,7 @@ def run_circuit(
     x, w = torch.from_numpy(inputs), torch.from_numpy(weights)
     failures: list[JobFailed] = []
     truncations: list[Truncation | None] = []
+    approximations: set[str] = set()
 
     def values_of(observables: tuple[str, ...], own_seed: int | None) -> Real:
         if failures:
@@ -155,6 +159,7 @@ def run_circuit(
         try:
             found, compiled = evaluate(run, x, w, backend, shots=shots, noise=noise, seed=own_seed)
             truncations.append(truncation_of(compiled))
+            approximations.add(approximation_of(compiled))
         except JobFailed as failure:
             failures.append(failure)
             return np.where(failure.missing, np.nan, failure.values[:, 0])
@@ -191,9 +196,9 @@ def run_circuit(
         errors = np.sqrt(np.clip(1 - values**2, 0, None) / (shots - 1))
     sizes = name, circuit.n_wires, backend.name, shots, seed, circuit.observables
     truncation = Truncation.worst(truncations)
-    return Outcome(
-        *sizes, inputs, weights, values, errors, None if counts is None else tuple(counts), failure, truncation
-    )
+    found = None if counts is None else tuple(counts)
+    approximation = max(approximations, default="")
+    return Outcome(*sizes, inputs, weights, values, errors, found, failure, truncation, approximation)
 
 
 def _products(basis: str) -> tuple[str, ...]:
@@ -265,6 +270,9 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     how = "exact" if outcome.shots is None else f"{outcome.shots:,} shots a measurement setting"
     if outcome.truncation is not None and outcome.truncation.discarded > 0:
         cut = f"truncated: {outcome.truncation}"
+        how = cut if outcome.shots is None else f"{how}, {cut}"
+    if outcome.approximation:
+        cut = f"truncated by an unknown error ({outcome.approximation})"
         how = cut if outcome.shots is None else f"{how}, {cut}"
     settings = f"{outcome.circuit}: {outcome.wires} wire{'s' * (outcome.wires != 1)}, backend {outcome.backend}, {how}"
     settings += "; wire 0 is the first letter and bit" if outcome.wires > 1 else ""

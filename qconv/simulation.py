@@ -32,7 +32,7 @@ def simulate(
         backend: As of QuantumConv2d.
         shots: Samples a circuit; None for exact values.
         noise: Channels after gates; None for none.
-        seed: Makes shots repeatable.
+        seed: Makes shots repeatable. Without one torch.manual_seed does, but for backend "pennylane".
         executor: Of backend "qiskit", as of QuantumConv2d.
 
     Returns:

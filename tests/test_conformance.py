@@ -290,6 +290,14 @@ def test_a_device_with_noise_is_compared_with_its_simulation():
     assert found.status("shots") == "passed"
 
 
+def test_a_device_without_a_reference_is_not_blamed_for_its_noise():
+    device = pytest.importorskip("qiskit.providers.fake_provider").GenericBackendV2(4, seed=0)
+    found = backend_conformance(device, seed=0, checks=["batches"])
+    found.raise_for_faults()
+    assert found.status("batches") == "refused"
+    assert "give reference=" in next(iter(found.refusals()))
+
+
 NOISE_OF_ITS_OWN = type(NOISE)((("*", NOISE.after[1][1]),))
 
 

@@ -355,3 +355,37 @@ def test_errors_say_both_values(make, says):
     with pytest.raises(ValueError) as error:
         make()
     assert says in str(error.value)
+
+
+def test_errors_are_those_of_the_qubits_that_a_circuit_ends_on():
+    """Each qubit misreads in its own way, and gates along a line move wires."""
+    from qiskit_aer.noise import NoiseModel as AerNoise
+    from qiskit_aer.noise import ReadoutError as AerError
+
+    model, own = AerNoise(), {}
+    for qubit in range(5):
+        up, down = 0.01 * (qubit + 1), 0.02 * (qubit + 1)
+        own[qubit] = ReadoutError(up, down)
+        model.add_readout_error(AerError([[1 - up, up], [down, 1 - down]]), [qubit])
+    line = [[a, b] for a in range(5) for b in range(5) if abs(a - b) == 1]
+    device = load_backend("qiskit", noise_model=model, coupling_map=line)
+    circuit = kernel("strongly_entangling", 4)
+    (places,) = device.measured_qubits(circuit, None)
+    assert places != [0, 1, 2, 3]
+    found = measure_readout(device, circuit, shots=None)
+    for wire, place in enumerate(places):
+        assert found[wire].p1_given_0 == pytest.approx(own[place].p1_given_0, abs=1e-9)
+        assert found[wire].p0_given_1 == pytest.approx(own[place].p0_given_1, abs=1e-9)
+    x, w = draw_numbers(circuit)
+    exact = simulate(circuit, x, w)
+    assert float((simulate(circuit, x, w, backend=device) - exact).abs().max()) > 0.01
+    mitigated = simulate(circuit, x, w, backend=ReadoutInversion(device, found))
+    torch.testing.assert_close(mitigated, exact, atol=1e-8, rtol=0)
+    # Settings that end on different qubits have no errors in common.
+    apart = circuit.with_observables(("ZIII", "XIII"))
+    places = device.measured_qubits(apart, None)
+    if places[0] != places[1]:
+        with pytest.raises(ValueError, match="measurement settings of the circuit end on the qubits"):
+            measure_readout(device, apart, shots=None)
+    with pytest.raises(ValueError, match="wraps a backend that places circuits"):
+        measure_readout(ReadoutInversion(device, found), circuit, shots=None)

@@ -2,6 +2,7 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from math import pi
 from types import SimpleNamespace
 
@@ -200,6 +201,10 @@ def test_jobs_are_bounded_in_memory():
     # 2^16 outcomes of 64 bytes and 16 kB a circuit in 2^28 bytes.
     assert load_backend("qiskit").compile(wide, shots=10**6)._rows_a_job == 2**28 // (2**14 + 64 * 2**16)
     assert load_backend("qiskit", circuits_a_job=100).compile(CIRCUIT, shots=1)._rows_a_job == 50
+    # Exact values of 1 kB each, of one circuit.
+    strings = ["".join(letters) for letters in product("IZ", repeat=10)][1:]
+    many = kernel("product", 10, 1, readout=strings)
+    assert load_backend("qiskit").compile(many)._rows_a_job == 2**28 // (2**14 + 2**10 * 1023)
 
 
 class Halting:

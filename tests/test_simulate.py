@@ -223,6 +223,26 @@ def test_noise_and_options_arrive(program, capsys):
     assert backend.options == {"matrix_product_state_max_bond_dimension": 4}
 
 
+@pytest.mark.parametrize(
+    ("backend", "options", "says"),
+    [
+        ("qiskit", ["method=matrix_product_state", "matrix_product_state_max_bond_dimension=2"], "dimension 2"),
+        ("pennylane", ["device=default.tensor", "max_bond_dim=2"], "bonds of at most 2"),
+    ],
+)
+def test_what_a_simulator_truncates_is_not_called_exact(capsys, backend, options, says):
+    if backend == "pennylane":
+        pytest.importorskip("quimb")
+    outcome = run_circuit(CIRCUIT, X, W, backend=read_backend(backend, options))
+    assert says in outcome.approximation
+    assert outcome.record()["approximation"] == outcome.approximation
+    show(outcome, as_json=False)
+    said = capsys.readouterr().out
+    assert "truncated by an unknown error" in said
+    assert "exact" not in said
+    assert run_circuit(CIRCUIT, X, W, backend=read_backend(backend, options[:1])).approximation == ""
+
+
 def test_a_job_that_fails_is_one_sentence():
     class Failing(Apart):
         def compile(self, circuit, *, shots=None, noise=None, seed=None):

@@ -16,6 +16,7 @@ import qconv
 import qconv.backends
 from circuits import Channel, NoiseModel, ReadoutError, kernel
 from qconv import QuantumConv2d, Unsupported, load_backend, simulate
+from qconv.backends.loading import as_backend
 from qconv.gradients import differentiate
 from qconv.mitigation import ReadoutInversion, ZeroNoise, measure_readout
 from qconv.simulate_arguments import read_noise, read_numbers
@@ -59,6 +60,10 @@ def test_an_executor_runs_the_jobs_of_qiskit(backend):
 
 @pytest.mark.parametrize("backend", ["auto", "statevector", "pennylane"])
 def test_an_executor_of_another_backend_is_refused(backend):
+    loaded = load_backend("qiskit")
+    with ThreadPoolExecutor(1) as pool:
+        assert as_backend(loaded, pool).executor is pool
+    assert loaded.executor is None
     for given in (backend, load_backend(backend)):
         with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=f"'{backend}'.*backend='qiskit'.*distrib"):
             QuantumConv2d(1, 4, 2, backend=given, executor=pool)
@@ -68,8 +73,10 @@ def test_an_executor_of_another_backend_is_refused(backend):
 
 
 def test_mitigation_takes_devices_as_layers_do():
-    errors = measure_readout(device(), 3, shots=200)
+    errors = measure_readout(device(), CIRCUIT, shots=200)
     assert set(errors) == {0, 1, 2}
+    with pytest.raises(ValueError, match="is a number of wires, 3, but qiskit chooses the qubits of each circuit"):
+        measure_readout(device(), 3, shots=200)
     inverted = simulate(CIRCUIT, X, W, backend=ReadoutInversion(device(), ReadoutError(0.02, 0.02)), shots=50, seed=0)
     extrapolated = simulate(CIRCUIT, X, W, backend=ZeroNoise(device()), shots=50, seed=0)
     assert inverted.shape == extrapolated.shape == (4, 3)

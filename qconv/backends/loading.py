@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from circuits.naming import unknown
 from qconv.backends.auto import AutoBackend
@@ -74,12 +74,21 @@ def load_backend(name: str, **options: Any) -> Backend:
         raise ValueError(f"backend {name!r} does not take the options {sorted(options)}: {error}") from error
 
 
+@runtime_checkable
+class OnExecutor(Protocol):
+    """A backend of jobs."""
+
+    def on(self, executor: Executor) -> Backend:
+        """The same, with jobs on an executor."""
+        ...
+
+
 def as_backend(backend: Any, executor: Executor | None = None) -> Backend:
     """A backend from what users give: a name, a backend, a device of PennyLane's, or a device or sampler of Qiskit's.
 
     Args:
         backend: Any of these.
-        executor: Runs the jobs of "qiskit", or of a device or sampler of Qiskit's.
+        executor: Runs the jobs of "qiskit" (in place of an executor of its own), or of a device or sampler of Qiskit's.
 
     Raises:
         ValueError: For anything else, and for an executor given with another backend.
@@ -87,10 +96,12 @@ def as_backend(backend: Any, executor: Executor | None = None) -> Backend:
     # Told by its classes' modules, since importing Qiskit or PennyLane to ask is slow.
     origins = {kind.__module__.partition(".")[0] for kind in type(backend).__mro__}
     on_qiskit = backend == "qiskit" if isinstance(backend, str) else bool(origins & {"qiskit", "qiskit_aer"})
+    if executor is not None and isinstance(backend, OnExecutor):
+        return backend.on(executor)
     if executor is not None and not on_qiskit:
         raise ValueError(
             f"executor was given with backend {getattr(backend, 'name', backend)!r}: it runs the jobs of "
-            "backend='qiskit' (one made by load_backend takes it there); for chunks of patches on any backend use "
+            "backend='qiskit'; for chunks of patches on any backend use "
             "qconv.distribution.distribute(backend, executor)"
         )
     jobs = {} if executor is None else {"executor": executor}

@@ -80,6 +80,14 @@ def truncation_of(compiled: object) -> Truncation | None:
     return found
 
 
+def approximation_of(compiled: object) -> str:
+    """What a simulator of others truncates without telling what that lost, in words; empty where it does not."""
+    found = str(getattr(compiled, "approximation", ""))
+    if not found and isinstance(compiled, Composed):
+        return next(filter(None, (approximation_of(part) for _, part in compiled.parts)), "")
+    return found
+
+
 class Chain:
     """A batch of states of a chain of wires, all |0> at first; complex128, since what is discarded may be small.
 

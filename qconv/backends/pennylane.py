@@ -113,6 +113,7 @@ class PennylaneCompiled:
 
     Attributes:
         differentiation: How gradients are made of values where the device makes none.
+        approximation: See approximation_of.
     """
 
     differentiation = Differentiation()
@@ -128,6 +129,7 @@ class PennylaneCompiled:
         self._clifford = target.name == "default.clifford"
         self._tensor = target.name == "default.tensor"
         self._max_bond: int | None = getattr(target, "_max_bond_dim", None)
+        self.approximation = f"bonds of at most {self._max_bond}" if self._tensor and self._max_bond else ""
         size = 2 ** (circuit.n_wires * (2 if self._mixed else 1))
         if target.name in _TORCH_DEVICES:
             self._rows = max(1, CALL_BYTES // (16 * size + 8 * (shots or 0) * circuit.n_wires))
@@ -379,6 +381,11 @@ class PennylaneBackend:
         try:
             return qml.device(self.device, wires=n_wires, **options)
         except (qml.exceptions.DeviceError, TypeError, ImportError) as error:
+            if seeded and "'seed'" in str(error):
+                raise ValueError(
+                    f"seed is {seed} but PennyLane device {self.device!r} takes none: leave it out, or use device "
+                    "'default.qubit'"
+                ) from error
             raise ValueError(
                 f"PennyLane device {self.device!r} with options {options} does not load: {error}"
             ) from error

@@ -41,12 +41,14 @@ from qconv.backends.qiskit_checks import (
     check_sampler,
     check_sampling,
     memory,
+    pairs_of,
     state_bytes,
 )
 from qconv.backends.qiskit_folds import folded_program
 from qconv.backends.qiskit_programs import (
     exact_program,
     forgotten_map,
+    measured_places,
     measured_program,
     noisy_gates,
     prepared_angles,
@@ -61,8 +63,11 @@ from qconv.backends.statevector import simulation_counts
 
 # What the objects of one job may take in this process, in bytes; the simulator's state comes on top.
 JOB_BYTES = 2**28
-# Bytes of one circuit's parameters and results (measured: 12 to 13 kB) and of each outcome in its counts.
-_CIRCUIT_BYTES, _OUTCOME_BYTES = 2**14, 64
+# Bytes of one circuit's parameters and results (measured: 12 to 13 kB), of each outcome in its counts, and of each
+# value that Aer saves (measured: 0.8 kB).
+_CIRCUIT_BYTES, _OUTCOME_BYTES, _VALUE_BYTES = 2**14, 64, 2**10
+# Options of Aer's matrix product states that truncate them.
+_TRUNCATING = ("matrix_product_state_max_bond_dimension", "matrix_product_state_truncation_threshold")
 # Circuits a job on a simulator: the job's own latency is small beside them, and an executor has something to share.
 CIRCUITS_A_JOB = 2**11
 
@@ -90,9 +95,11 @@ class QiskitCompiled:
 
     Attributes:
         sizes: See Sized.
+        approximation: See approximation_of.
     """
 
     differentiable = False
+    approximation = ""
 
     def __init__(
         self,
@@ -122,7 +129,8 @@ class QiskitCompiled:
         """See Compiled.
 
         Raises:
-            JobFailed: If a job does not finish; it holds the values of the others.
+            JobFailed: If a job does not finish; no further one is begun then, and it holds the values
+                of those that finished.
         """
         check_call(self.circuit, inputs, weights)
         with torch.no_grad():
@@ -188,7 +196,8 @@ class QiskitBackend:
             percent of the shots gave outcomes that it does not have).
         device: Any BackendV2 or SamplerV2 in place of our own AerSimulator; or Aer's own option, "CPU" or "GPU".
         noise_model: A qiskit_aer NoiseModel; or a BackendV2, of which Aer then simulates noise, basis gates and
-            coupling map. `noise` of a layer means our own NoiseModel instead, and does not go with this one.
+            coupling map, as far as it knows them (of FakeManilaV2 it takes the mean of both readout errors). `noise`
+            of a layer means our own NoiseModel instead, and does not go with this one.
         coupling_map: Pairs of qubits that gates on two act on, as (control, target); None for all.
         basis_gates: Qiskit's names of the gates to transpile to; None for those of the method and noise model.
         optimization_level: Of qiskit.transpile; by default 1 where there is a device or a coupling map, else 0.
@@ -235,11 +244,12 @@ class QiskitBackend:
         self.method, self.device, self.noise_model = method, device, noise_model
         self.coupling_map = forgotten_map(target_of(device))
         if coupling_map is not None:
-            self.coupling_map = [list(map(int, pair)) for pair in coupling_map]
+            self.coupling_map = pairs_of(coupling_map)
         self.basis_gates = None if basis_gates is None else list(basis_gates)
         # Whether circuits are made of other gates than the kernel's, a device's or a simulator's with noise of its own.
         self._rewrites = any(x is not None for x in (device, noise_model, self.coupling_map, basis_gates))
         self._scale = 1
+        self._layout: list[int] | None = None
         self.optimization_level, self.options = optimization_level, options
         self.executor, self.circuits_a_job = executor, circuits_a_job
         self._programs: dict[Any, Program] = {}
@@ -303,7 +313,7 @@ class QiskitBackend:
         else:
             assert shots is not None
             run = (SamplerRun if isinstance(runner, BaseSamplerV2) else DeviceRun)(program, runner, shots)
-        return QiskitCompiled(
+        compiled = QiskitCompiled(
             circuit,
             program,
             run,
@@ -315,6 +325,30 @@ class QiskitBackend:
             transpiled=self._rewrites,
             seed=seed,
         )
+        if method == "matrix_product_state":
+            cuts = {name: self.options[name] for name in _TRUNCATING if self.options.get(name) is not None}
+            compiled.approximation = ", ".join(f"{name} {value}" for name, value in cuts.items())
+        return compiled
+
+    def measured_qubits(self, circuit: Circuit, shots: int | None) -> list[list[int]] | None:
+        """The qubits that a circuit's wires are measured on, for each measurement setting; see mitigation.Placing."""
+        if not (isinstance(self.device, BackendV2) or self.coupling_map or isinstance(self.noise_model, BackendV2)):
+            return None
+        # Shots, of which there is a measurement to look at.
+        program = self.compile(circuit, shots=shots or 1)._program
+        return [measured_places(each) for each in program.circuits]
+
+    def placed(self, qubits: Sequence[int]) -> QiskitBackend:
+        """This backend with wires on these qubits; see mitigation.Placing."""
+        result = object.__new__(QiskitBackend)
+        result.__dict__ = {**self.__dict__, "_layout": list(qubits), "_programs": {}}
+        return result
+
+    def on(self, executor: Executor) -> QiskitBackend:
+        """This backend with jobs on an executor, and the same programs."""
+        result = object.__new__(QiskitBackend)
+        result.__dict__ = {**self.__dict__, "executor": executor}
+        return result
 
     def _runner(self, wires: int, shots: int | None, noise: NoiseModel | None) -> tuple[Any, str]:
         """What runs the circuits, and Aer's method where that is a simulator."""
@@ -387,6 +421,10 @@ class QiskitBackend:
 
     def _transpilation(self, runner: Any, method: str) -> tuple[Any, dict[str, Any]]:
         """Target and options of qiskit.transpile."""
+        target, options = self._translation(runner, method)
+        return target, options if self._layout is None else {**options, "initial_layout": self._layout}
+
+    def _translation(self, runner: Any, method: str) -> tuple[Any, dict[str, Any]]:
         routed = self.device is not None or self.coupling_map is not None or isinstance(self.noise_model, BackendV2)
         level = int(routed) if self.optimization_level is None else self.optimization_level
         own = isinstance(runner, AerSimulator) and runner.coupling_map is None
@@ -400,6 +438,8 @@ class QiskitBackend:
 
     def _rows_a_job(self, runner: Any, program: Program, wires: int, shots: int | None) -> int:
         bytes_a_circuit = _CIRCUIT_BYTES + _OUTCOME_BYTES * min(shots or 0, 2 ** min(wires, 60))
+        if shots is None:
+            bytes_a_circuit += _VALUE_BYTES * -(-program.observables // len(program.circuits))
         if isinstance(runner, BaseSamplerV2):
             bytes_a_circuit = _CIRCUIT_BYTES + (shots or 0) * (wires // 8 + 1)
         circuits = max(1, JOB_BYTES // bytes_a_circuit)

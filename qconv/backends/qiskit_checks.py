@@ -61,6 +61,23 @@ def check_arguments(method: Any, device: Any, noise_model: Any, executor: Any, c
         raise ValueError(f"circuits_a_job is {circuits_a_job!r}: give a whole number of at least 1, or None")
 
 
+def pairs_of(coupling_map: Any) -> list[list[int]]:
+    """A coupling map as pairs of qubits.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    try:
+        pairs = [[int(qubit) for qubit in pair] for pair in coupling_map]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        raise ValueError(
+            f"coupling_map is {coupling_map!r}: give pairs of qubits that gates act on, such as [[0, 1], [1, 0]]"
+        )
+    return pairs
+
+
 def _check_draws(sampler: BaseSamplerV2) -> None:
     """Raise a ValueError for a sampler that starts every job from the same seed."""
     options = getattr(sampler, "options", None)

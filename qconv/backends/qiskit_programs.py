@@ -98,21 +98,27 @@ def saved_program(program: Program, circuit: Circuit, readout: dict[int | None, 
     """
     circuits = []
     for measured, members in zip(program.circuits, program.members, strict=True):
-        places = {
-            measured.find_bit(item.clbits[0]).index: measured.find_bit(item.qubits[0]).index
-            for item in measured.data
-            if item.operation.name == "measure"
-        }
+        places = measured_places(measured)
         result = measured.copy()
         result.data = [item for item in measured.data if item.operation.name not in ("measure", "barrier")]
-        found = {wire: readout.get(place, readout.get(None)) for wire, place in places.items()}
+        found = {wire: readout.get(place, readout.get(None)) for wire, place in enumerate(places)}
         errors = {wire: error for wire, error in found.items() if error is not None}
         misread = NoiseModel(readout=errors) if errors else None
         bits = ("".join("IZ"[letter != "I"] for letter in circuit.observables[member]) for member in members)
         operators = {member: qiskit_observable(text, misread) for member, text in zip(members, bits, strict=True)}
-        _save(result, [places[wire] for wire in range(circuit.n_wires)], operators)
+        _save(result, places, operators)
         circuits.append(result)
     return replace(program, circuits=tuple(circuits))
+
+
+def measured_places(measured: QuantumCircuit) -> list[int]:
+    """The qubits that the wires of a transpiled circuit are measured on."""
+    places = {
+        measured.find_bit(item.clbits[0]).index: measured.find_bit(item.qubits[0]).index
+        for item in measured.data
+        if item.operation.name == "measure"
+    }
+    return [place for _, place in sorted(places.items())]
 
 
 def _save(target: QuantumCircuit, places: list[int], operators: dict[int, Any]) -> None:

@@ -92,7 +92,7 @@ class Cost:
         sampled: Whether the layer asks for these shots; where it is exact, they are an assumption.
         gates_1q: On one qubit, of all circuits together.
         gates_2q: On two.
-        depth: Longest chain of gates of a circuit.
+        depth: Longest chain of gates of a circuit, measurements left out.
         weight_step: Circuits of a forward pass and the gradient with respect to the weights.
         step: The same, and with respect to the inputs, as it is behind another layer.
         method: How gradients are taken.
