@@ -397,7 +397,7 @@ def measure_readout(
     Args:
         backend: Where the circuits run, or its name.
         circuit: Number of wires; of a device that places circuits on qubits of its own choice the circuit whose errors
-            are to be inverted (`layer.circuit()`), since the errors are those of the qubits that it ends on.
+            are to be inverted (`layer.circuit`), since the errors are those of the qubits that it ends on.
         shots: Samples of each of the two circuits; None for exact values.
         noise: As of Backend.compile.
         seed: As of Backend.compile.
@@ -436,7 +436,7 @@ def _where_measured(backend: Backend, circuit: int | Circuit, shots: int | None)
             return backend
         raise ValueError(
             f"circuit is a number of wires, {circuit}, but {backend.name} chooses the qubits of each circuit: give the "
-            "circuit itself, such as layer.circuit(), so that the qubits are measured that it ends on"
+            "circuit itself, such as layer.circuit, so that the qubits are measured that it ends on"
         )
     places = inner.measured_qubits(circuit, shots)
     if places is None:
