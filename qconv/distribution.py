@@ -304,7 +304,7 @@ def distribute(backend: str | Backend, executor: Executor, patches: int = PATCHE
     one circuit after another.
 
     Args:
-        backend: A backend, or its name; picklable where the executor is of processes.
+        backend: A backend, or its name; picklable, and no sampler of Qiskit's, which draws from a seed of its own.
         executor: A concurrent.futures executor; of a Dask client `client.get_executor()`. It must not be the one that
             the caller runs on. In threads, PennyLane and Qiskit take turns, and so does what may choose them ("auto")
             or is not qconv's: name the exact backend, or give processes (or "qiskit" its own executor).

@@ -410,6 +410,10 @@ def measure_readout(
             on different ones.
     """
     check_options(shots, noise, seed)
+    if not isinstance(circuit, int | Circuit):
+        raise ValueError(
+            f"circuit is a {type(circuit).__name__}: give a Circuit, such as layer.circuit, or a number of wires"
+        )
     n_wires = circuit if isinstance(circuit, int) else circuit.n_wires
     runner = _where_measured(_loaded(backend), circuit, shots)
     observables = tuple("I" * wire + "Z" + "I" * (n_wires - wire - 1) for wire in range(n_wires))
@@ -442,9 +446,10 @@ def _where_measured(backend: Backend, circuit: int | Circuit, shots: int | None)
     if places is None:
         return backend
     if any(other != places[0] for other in places):
+        apart = sorted({tuple(place) for place in places})
         raise ValueError(
-            f"measurement settings of the circuit end on the qubits {places}: give observables of one setting, "
-            "circuit.with_observables(...), and measure each setting's errors for itself"
+            f"measurement settings of the circuit end on different qubits, {apart}, so no error of a wire holds for "
+            "all: give observables of one setting, circuit.with_observables(...), here and to ReadoutInversion"
         )
     if inner is not backend:
         raise ValueError(f"{backend.name} wraps a backend that places circuits on qubits: give that backend itself")

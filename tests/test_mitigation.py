@@ -385,7 +385,9 @@ def test_errors_are_those_of_the_qubits_that_a_circuit_ends_on():
     apart = circuit.with_observables(("ZIII", "XIII"))
     places = device.measured_qubits(apart, None)
     if places[0] != places[1]:
-        with pytest.raises(ValueError, match="measurement settings of the circuit end on the qubits"):
+        with pytest.raises(ValueError, match="measurement settings of the circuit end on different qubits"):
             measure_readout(device, apart, shots=None)
+    with pytest.raises(ValueError, match=r"circuit is a str: give a Circuit, such as layer\.circuit"):
+        measure_readout(device, "strongly_entangling", shots=None)
     with pytest.raises(ValueError, match="wraps a backend that places circuits"):
         measure_readout(ReadoutInversion(device, found), circuit, shots=None)

@@ -228,6 +228,7 @@ def test_noise_and_options_arrive(program, capsys):
     [
         ("qiskit", ["method=matrix_product_state", "matrix_product_state_max_bond_dimension=2"], "dimension 2"),
         ("pennylane", ["device=default.tensor", "max_bond_dim=2"], "bonds of at most 2"),
+        ("pennylane", ["device=default.tensor", "cutoff=0.1"], "cutoff 0.1"),
     ],
 )
 def test_what_a_simulator_truncates_is_not_called_exact(capsys, backend, options, says):

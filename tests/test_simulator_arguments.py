@@ -23,6 +23,7 @@ from qconv.simulate_arguments import read_noise, read_numbers
 
 qml = pytest.importorskip("pennylane")
 providers = pytest.importorskip("qiskit.providers.fake_provider")
+primitives = pytest.importorskip("qiskit.primitives")
 
 CIRCUIT = kernel("strongly_entangling", 3, 1)
 X = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -75,8 +76,14 @@ def test_an_executor_of_another_backend_is_refused(backend):
 def test_mitigation_takes_devices_as_layers_do():
     errors = measure_readout(device(), CIRCUIT, shots=200)
     assert set(errors) == {0, 1, 2}
-    with pytest.raises(ValueError, match="is a number of wires, 3, but qiskit chooses the qubits of each circuit"):
-        measure_readout(device(), 3, shots=200)
+    sampler = primitives.BackendSamplerV2(backend=device())
+    on_device, on_sampler = (load_backend("qiskit", device=d).measured_qubits(CIRCUIT, 10) for d in (device(), sampler))
+    assert on_sampler == on_device is not None
+    assert set(measure_readout(sampler, CIRCUIT, shots=200)) == {0, 1, 2}
+    assert set(measure_readout(primitives.StatevectorSampler(), 3, shots=200)) == {0, 1, 2}
+    for chooses in (device(), sampler):
+        with pytest.raises(ValueError, match="is a number of wires, 3, but qiskit chooses the qubits of each circuit"):
+            measure_readout(chooses, 3, shots=200)
     inverted = simulate(CIRCUIT, X, W, backend=ReadoutInversion(device(), ReadoutError(0.02, 0.02)), shots=50, seed=0)
     extrapolated = simulate(CIRCUIT, X, W, backend=ZeroNoise(device()), shots=50, seed=0)
     assert inverted.shape == extrapolated.shape == (4, 3)

@@ -129,7 +129,10 @@ class PennylaneCompiled:
         self._clifford = target.name == "default.clifford"
         self._tensor = target.name == "default.tensor"
         self._max_bond: int | None = getattr(target, "_max_bond_dim", None)
-        self.approximation = f"bonds of at most {self._max_bond}" if self._tensor and self._max_bond else ""
+        cutoff: float | None = getattr(target, "_cutoff", None)
+        cuts = [f"bonds of at most {self._max_bond}"] if self._tensor and self._max_bond else []
+        cuts += [f"cutoff {cutoff:g}"] if self._tensor and cutoff else []
+        self.approximation = ", ".join(cuts)
         size = 2 ** (circuit.n_wires * (2 if self._mixed else 1))
         if target.name in _TORCH_DEVICES:
             self._rows = max(1, CALL_BYTES // (16 * size + 8 * (shots or 0) * circuit.n_wires))

@@ -332,7 +332,8 @@ class QiskitBackend:
 
     def measured_qubits(self, circuit: Circuit, shots: int | None) -> list[list[int]] | None:
         """The qubits that a circuit's wires are measured on, for each measurement setting; see mitigation.Placing."""
-        if not (isinstance(self.device, BackendV2) or self.coupling_map or isinstance(self.noise_model, BackendV2)):
+        device = None if self.device is None else target_of(self.device)  # of a sampler the device behind it, if any
+        if not (isinstance(device, BackendV2) or self.coupling_map or isinstance(self.noise_model, BackendV2)):
             return None
         # Shots, of which there is a measurement to look at.
         program = self.compile(circuit, shots=shots or 1)._program
