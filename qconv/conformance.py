@@ -14,7 +14,8 @@ from typing import Any
 from circuits.naming import unknown
 from qconv.backends.loading import as_backend
 from qconv.backends.protocol import Backend, Unsupported
-from qconv.conformance_checks import BY_CASE, CASES, ONCE, Case, Suite, worst
+from qconv.conformance_cases import CASES, Case
+from qconv.conformance_checks import BY_CASE, ONCE, Suite, worst
 
 CHECKS = (*BY_CASE, *ONCE)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from math import pi
 from typing import Any
@@ -14,10 +13,11 @@ import torch
 from scipy.special import chdtri  # type: ignore[import-untyped]
 from torch import Tensor
 
-from circuits.circuit import Angle, Circuit, Gate, const
+from circuits.circuit import Circuit
 from circuits.kernels import kernel
 from circuits.noise import Channel, NoiseModel, ReadoutError
 from qconv.backends.protocol import Backend, Unsupported
+from qconv.conformance_cases import BEHIND_T, COINS, HALVES, USUAL, Case
 from qconv.dense import Real, dense_values, differences
 from qconv.gradients import compile_differentiable
 from qconv.layers import QuantumConv2d
@@ -34,85 +34,6 @@ NOISE = NoiseModel(
     readout=ReadoutError(0.02, 0.1),
 )
 _FLIPS = NoiseModel((("CNOT", Channel("bit_flip", 0.1)),))
-
-
-_HALVES = np.array([0.0, 0.5, 1.0, 1.5])
-
-
-@dataclass(frozen=True)
-class Case:
-    """A circuit with numbers for it."""
-
-    name: str
-    circuit: Circuit
-    clifford: bool = False
-
-    def numbers(self, patches: int, filters: int, seed: int = 0) -> tuple[Real, Real]:
-        """Inputs and weights; of Clifford angles only where the case is of those."""
-        rng = np.random.default_rng(seed)
-        sizes = (patches, self.circuit.n_inputs), (filters, self.circuit.n_weights)
-        if self.clifford:
-            return rng.choice(_HALVES, sizes[0]), rng.choice(_HALVES, sizes[1]) * pi
-        return rng.uniform(-1, 1, sizes[0]), rng.normal(size=sizes[1])
-
-
-def _cases() -> dict[str, Case]:
-    readout = ["ZII", "IXZ", "YYX"]
-    block = kernel("basic_entangler", 2, 1, readout=["ZI", "XY"])
-    shared = Circuit(
-        3,
-        (
-            Gate("RX", (0,), (Angle("input", 0, 1.5, 0.2),)),
-            Gate("RY", (1,), (Angle("input", 1, -0.7),)),
-            Gate("CRY", (0, 1), (Angle("weight", 0, 2.0),)),
-            Gate("CP", (1, 0), (Angle("weight", 1, 1.0, -0.4),)),
-            Gate("CCX", (0, 1, 2)),
-            Gate("RYY", (0, 2), (Angle("weight", 0, -1.0),)),
-            Gate("U3", (1,), (Angle("weight", 1), const(0.4), Angle("weight", 0))),
-        ),
-        ("ZII", "XZY", "IXI"),
-    )
-    cases = (
-        Case("kernel", kernel("strongly_entangling", 3, 1, readout=readout)),
-        Case("shared weights, controlled and three-wire gates", shared),
-        Case("re-uploading", block + block.shift_weights(block.n_weights)),
-        Case("amplitudes", kernel("basic_entangler", 2, 1, encoding="amplitude", features=3)),
-        Case("Clifford angles", kernel("strongly_entangling", 3, 1, readout=readout), clifford=True),
-        Case("one wire", kernel("product", 1, 1, readout=["X", "Y", "Z"])),
-    )
-    return {case.name: case for case in cases}
-
-
-CASES = _cases()
-# What most checks run on: the first that the backend takes.
-USUAL = (CASES["kernel"], CASES["Clifford angles"])
-
-
-# Clifford angles around a T, and two outcomes of unequal weight that differ in both bits. That there are no others is
-# not asked (ZZ): who approximates finds a percent of them.
-_BEHIND_T = Case(
-    "T before a CNOT",
-    Circuit(
-        2,
-        (
-            Gate("H", (0,)),
-            Gate("RZ", (0,), (Angle("weight", 0),)),
-            Gate("T", (0,)),
-            Gate("H", (0,)),
-            Gate("RX", (1,), (Angle("input", 0, 2 * pi),)),
-            Gate("CNOT", (0, 1)),
-        ),
-        ("ZI", "IZ"),
-    ),
-    clifford=True,
-)
-
-# Three fair coins where features are 0.5, and products of them.
-_COINS = Circuit(
-    3,
-    tuple(Gate("RY", (wire,), (Angle("input", wire, pi),)) for wire in range(3)),
-    ("ZII", "IZI", "IIZ", "ZZI", "IZZ", "ZZZ"),
-)
 
 _GRADIENTS: dict[tuple[str, tuple[int, ...], int], Real] = {}
 
@@ -259,7 +180,7 @@ class Suite:
         result: tuple[float, float] = self.usual(attempt)
         with suppress(Unsupported):
             # Few, since who approximates gates that are not Clifford takes a tenth of a second for each.
-            result = max(result, attempt(_BEHIND_T, rows=1, shots=60))
+            result = max(result, attempt(BEHIND_T, rows=1, shots=60))
         return result
 
     def joint_shots(self) -> tuple[float, float]:
@@ -267,12 +188,12 @@ class Suite:
         x, w = torch.full((10, 3), 0.5, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.float64)
 
         def draw(shots: int) -> Tensor:
-            compiled = compile_differentiable(self.backend, _COINS, shots=shots, seed=self._seed)
+            compiled = compile_differentiable(self.backend, COINS, shots=shots, seed=self._seed)
             with torch.no_grad():
                 return torch.cat([compiled(x, w).flatten(0, 1) for _ in range(2)])
 
         a, b, c, *products = draw(1).unbind(1)
-        for name, product, measured in zip(_COINS.observables[3:], (a * b, b * c, a * b * c), products, strict=True):
+        for name, product, measured in zip(COINS.observables[3:], (a * b, b * c, a * b * c), products, strict=True):
             wrong = int(((product - measured).abs() > 1e-6).sum())
             if wrong:
                 raise AssertionError(
@@ -405,7 +326,7 @@ class Suite:
         rng = np.random.default_rng(0)
 
         def draw(shape: tuple[int, ...], unit: float) -> Real:
-            found = rng.choice(_HALVES[:3], shape) if clifford else rng.uniform(0, 1, shape)
+            found = rng.choice(HALVES[:3], shape) if clifford else rng.uniform(0, 1, shape)
             return np.asarray(unit * found)
 
         images = draw((2, 1, 1, 3), 1.0)

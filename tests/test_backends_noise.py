@@ -5,6 +5,7 @@ import oracle
 import pytest
 import torch
 from test_backends import draw_numbers, expected
+from test_shots import assert_binomial
 
 from circuits import Channel, NoiseModel, kernel
 from qconv import load_backend, simulate
@@ -66,14 +67,7 @@ def test_shots_stay_within_the_binomial_bound(backend):
     shots = 400
     exact = simulate(circuit, x, w, backend="statevector")
     sampled = simulate(circuit, x, w, backend=backend, shots=shots, seed=7)
-    # Values are means of +-1: the number of +1 is an integer and binomial. 72 values within 4.5 sigma: p < 1e-3.
-    ups = (sampled + 1) / 2 * shots
-    torch.testing.assert_close(ups, ups.round(), atol=1e-6, rtol=0)
-    z = (sampled - exact) / ((1 - exact**2) / shots).sqrt()
-    assert z.abs().max() < 4.5
-    # And they are spread as they should be: the sum of squares is chi-squared (here within 5 sigma, rows correlated).
-    assert abs(float(z.square().mean()) - 1) < 5 * (2 / 72) ** 0.5
-    assert z.abs().max() > 1
+    assert_binomial(sampled, exact, shots)
 
 
 @pytest.mark.parametrize("backend", ["qiskit", "pennylane"])

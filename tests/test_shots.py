@@ -27,6 +27,18 @@ def draw_numbers(circuit, patches=3, filters=2, seed=0, dtype=torch.float64):
     return x, w
 
 
+def assert_binomial(sampled, exact, shots):
+    """That 72 values are means of so many signs, as far from the exact ones as such means are."""
+    # The number of +1 is an integer and binomial. 72 values within 4.5 sigma: p < 1e-3.
+    ups = (sampled + 1) / 2 * shots
+    torch.testing.assert_close(ups, ups.round(), atol=1e-6, rtol=0)
+    z = (sampled - exact) / ((1 - exact**2) / shots).sqrt()
+    assert z.abs().max() < 4.5
+    # And they are spread as they should be: the sum of squares is chi-squared (here within 5 sigma, rows correlated).
+    assert abs(float(z.square().mean()) - 1) < 5 * (2 / 72) ** 0.5
+    assert z.abs().max() > 1
+
+
 @st.composite
 def measured_together(draw):
     """Pauli strings that one setting measures."""
@@ -117,12 +129,7 @@ def test_shots_stay_within_the_binomial_bound(backend, noise):
     shots = 400
     exact = simulate(circuit, x, w, backend="fourier", noise=noise)
     sampled = simulate(circuit, x, w, backend=backend, noise=noise, shots=shots, seed=7)
-    ups = (sampled + 1) / 2 * shots
-    torch.testing.assert_close(ups, ups.round(), atol=1e-6, rtol=0)
-    z = (sampled - exact) / ((1 - exact**2) / shots).sqrt()
-    assert z.abs().max() < 4.5
-    assert abs(float(z.square().mean()) - 1) < 5 * (2 / 72) ** 0.5
-    assert z.abs().max() > 1
+    assert_binomial(sampled, exact, shots)
 
 
 @pytest.mark.parametrize("noise", [None, NOISE], ids=["pure", "noisy"])

@@ -270,10 +270,7 @@ class QiskitBackend:
         """This backend with the gates of its transpiled circuits folded; see qconv.mitigation.Folding."""
         if not self._rewrites:
             return None
-        result = object.__new__(QiskitBackend)
-        # The same executor and programs, which a copy would lose.
-        result.__dict__ = {**self.__dict__, "_scale": scale}
-        return result
+        return self._with(_scale=scale)
 
     def compile(
         self, circuit: Circuit, *, shots: int | None = None, noise: NoiseModel | None = None, seed: int | None = None
@@ -341,14 +338,16 @@ class QiskitBackend:
 
     def placed(self, qubits: Sequence[int]) -> QiskitBackend:
         """This backend with wires on these qubits; see mitigation.Placing."""
-        result = object.__new__(QiskitBackend)
-        result.__dict__ = {**self.__dict__, "_layout": list(qubits), "_programs": {}}
-        return result
+        return self._with(_layout=list(qubits), _programs={})
 
     def on(self, executor: Executor) -> QiskitBackend:
         """This backend with jobs on an executor, and the same programs."""
+        return self._with(executor=executor)
+
+    def _with(self, **changes: Any) -> QiskitBackend:
         result = object.__new__(QiskitBackend)
-        result.__dict__ = {**self.__dict__, "executor": executor}
+        # The same executor and programs, which a copy would lose.
+        result.__dict__ = {**self.__dict__, **changes}
         return result
 
     def _runner(self, wires: int, shots: int | None, noise: NoiseModel | None) -> tuple[Any, str]:
